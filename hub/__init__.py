@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hub: export, verify and publish adapters with their model cards."""

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked of the model: the text after the task identifier, and the spelling of boxes.
+
+Everything is deterministic: the same seed and sample id draw the same wording on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from ..errors import ConfigError, PeFoMedError, did_you_mean
+from ..records import TASKS, Sample
+
+Box = tuple[int, int, int, int]
+VqaTemplate = Literal["plain", "short_answer", "mixed"]
+
+# Source: the paper's two VQA instructions; one of them at random in training, the second at test.
+VQA_PREFIXES = {
+    "plain": "",
+    "short_answer": "Based on the image, respond to this question with a short answer: ",
+}
+# Source: the paper's MS-CXR grounding instruction.
+REFER_PREFIX = "give me the location of "
+
+# The paper draws from pools of paraphrases; these are our own. The first of each is the one used at test.
+CAPTION_REQUESTS = (
+    "Give this medical image a short caption.",
+    "What does this image show? Answer in one or two sentences.",
+    "State in brief what was examined and what can be seen.",
+    "Caption this scan.",
+    "Name the main content of the image in one sentence.",
+    "Sum up what is visible as a short caption.",
+    "Tell me in a few words what this picture is.",
+    "Write the line that would stand under this figure in an article.",
+    "Which structures and changes are visible? Keep it short.",
+    "Compose a brief legend for the image.",
+)
+# Differs: each of the paper's pool that asks something else than a report has no counterpart here.
+REPORT_REQUESTS = (
+    "Write the radiology report for this examination.",
+    "Prepare the written report of this study.",
+    "Dictate the full report of this examination.",
+    "Draft the report that a radiologist would give on this study.",
+    "Set down all findings as a radiology report.",
+    "Produce the diagnostic report that belongs to this examination.",
+    "Read this study and report on it in full.",
+    "As the reading radiologist, write up this examination as a report.",
+)
+
+_BOX = re.compile(r"\{\s*" + r"\s*".join([r"<\s*([0-9]{1,3})\s*>"] * 4) + r"\s*\}")
+
+
+def vqa_instruction(
+    question: str, template: VqaTemplate = "mixed", seed: int | Sequence[int] = 0, sample_id: str = ""
+) -> str:
+    """Return a question in one of the paper's two VQA instructions.
+
+    Args:
+        question: the raw question.
+        template: `plain` is the question alone, `short_answer` asks for a short answer, `mixed` draws one of the two.
+        seed: with `sample_id`, decides the draw. Several numbers, such as (seed, epoch), draw anew each epoch.
+        sample_id: id of the sample, or of the image where all questions of a packed row shall share one wording.
+
+    Raises:
+        ConfigError: the template is unknown.
+        PeFoMedError: the question is empty.
+
+    Source: the paper's VQA instruction templates.
+    """
+    if not question.strip():
+        raise PeFoMedError("The question is empty; expected some text")
+    chosen = _draw(tuple(VQA_PREFIXES), seed, sample_id) if template == "mixed" else template
+    if chosen not in VQA_PREFIXES:
+        known = [*VQA_PREFIXES, "mixed"]
+        raise ConfigError(
+            f"Unknown VQA template {template!r}{did_you_mean(template, known)}; expected one of {', '.join(known)}"
+        )
+    return VQA_PREFIXES[chosen] + question
+
+
+def render_instruction(
+    sample: Sample, *, training: bool, template: VqaTemplate = "mixed", seed: int | Sequence[int] = 0
+) -> str:
+    """Return the text that follows the task identifier.
+
+    A caption or report sample that brings its own request keeps it. Otherwise a request is drawn from the pool in
+    training, and the pool's first one stands at test. At test, `mixed` means `short_answer`, as in the paper; `plain`
+    and `short_answer` hold in both, so that a model is asked as it was trained.
+
+    Args:
+        sample: `instruction` holds the raw question, phrase or request.
+        training: whether wordings are drawn.
+        template: for `vqa`, see [`vqa_instruction`].
+        seed: with the sample's id, decides every draw.
+
+    Raises:
+        ConfigError: the template is unknown.
+        PeFoMedError: the task is unknown, or the question or phrase is empty.
+    """
+    if sample.task == "vqa":
+        chosen: VqaTemplate = "short_answer" if template == "mixed" and not training else template
+        return vqa_instruction(sample.instruction, chosen, seed, sample.id)
+    if sample.task == "refer":
+        if not sample.instruction.strip():
+            raise PeFoMedError("The phrase to locate is empty; expected some text")
+        return REFER_PREFIX + sample.instruction
+    if sample.task not in ("caption", "report"):
+        raise PeFoMedError(
+            f"Unknown task {sample.task!r}{did_you_mean(sample.task, TASKS)}; expected one of {', '.join(TASKS)}"
+        )
+    if sample.instruction.strip():
+        return sample.instruction
+    requests = CAPTION_REQUESTS if sample.task == "caption" else REPORT_REQUESTS
+    return _draw(requests, seed, sample.id) if training else requests[0]
+
+
+def format_box(box: Sequence[int]) -> str:
+    """Return `{<x1><y1><x2><y2>}`, the spelling of a [refer] answer.
+
+    Args:
+        box: left, top, right, bottom: integers 0..100, shares of the image's width and height in percent.
+
+    Raises:
+        PeFoMedError: these are not four integers 0..100 with x1 < x2 and y1 < y2.
+
+    Source: the paper's MS-CXR grounding answers.
+    """
+    try:
+        if any(isinstance(value, bool) for value in box):
+            raise TypeError
+        x1, y1, x2, y2 = (operator.index(value) for value in box)
+    except (TypeError, ValueError):
+        raise PeFoMedError("a box must be four integers [x1, y1, x2, y2]") from None
+    if not (0 <= x1 < x2 <= 100 and 0 <= y1 < y2 <= 100):
+        raise PeFoMedError("a box must have 0 <= x1 < x2 <= 100 and 0 <= y1 < y2 <= 100")
+    return f"{{<{x1}><{y1}><{x2}><{y2}>}}"
+
+
+def parse_box(text: str) -> Box | None:
+    """Return the first box spelt `{<x1><y1><x2><y2>}` in a text, blanks allowed between its parts.
+
+    None where there is none, or where it is no box (a number above 100, x1 >= x2 or y1 >= y2).
+    """
+    found = _BOX.search(text)
+    if found is None:
+        return None
+    x1, y1, x2, y2 = (int(number) for number in found.groups())
+    return (x1, y1, x2, y2) if x1 < x2 <= 100 and y1 < y2 <= 100 else None
+
+
+def _draw(pool: Sequence[str], seed: int | Sequence[int], sample_id: str) -> str:
+    """Return one entry of a pool. Not by `hash()`, which differs from process to process."""
+    numbers = seed if isinstance(seed, Sequence) else [seed]
+    key = "\x1f".join([*map(str, numbers), sample_id])
+    digest = hashlib.sha256(key.encode("utf-8")).digest()
+    return pool[int.from_bytes(digest[:8], "big") % len(pool)]

@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the generic dataset form: a folder of image files beside `train.jsonl`, `validation.jsonl`, `test.jsonl`.
+
+One JSON object a line: `image` (a path, or a list of paths), and one of `question` + `answer`, `caption`, `report`, or
+`phrase` + `box` (four integers 0..100, shares of the width and height):
+
+    {"image": "images/1.png", "question": "Is there an effusion?", "answer": "yes", "answer_type": "CLOSED"}
+    {"image": "images/2.png", "caption": "Axial CT of the chest."}
+    {"image": ["images/3a.png", "images/3b.png"], "report": "The lungs are clear."}
+    {"image": "images/4.png", "phrase": "left effusion", "box": [55, 40, 90, 85]}
+
+`answer`, `caption` and `report` may be lists of references; an answer may be a number. Optional: `id`, `answer_type`,
+`question_type`, `organ`, `modality`, `image_id`, `study_id`, `patient_id`, `language`, `split`, and `instruction` (the
+request, for a caption or report). Errors name files, lines and keys, and never repeat what an answer or report says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import fields
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from ..errors import ConfigError, PeFoMedError, did_you_mean
+from ..records import TASKS, Sample
+from .instructions import format_box
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+SPLIT_SPELLINGS = {
+    "train": ("train",),
+    "validation": ("validation", "val", "valid", "validate"),
+    "test": ("test",),
+}
+# Which keys a line of each task must have: the text given, then the text wanted.
+TASK_KEYS = {"vqa": ("question", "answer"), "caption": ("caption",), "report": ("report",), "refer": ("phrase", "box")}
+LABEL_KEYS = ("organ", "modality", "image_id", "study_id", "patient_id")
+KNOWN_KEYS = (
+    *("image", *(key for keys in TASK_KEYS.values() for key in keys)),
+    *("id", "instruction", "answer_type", "question_type", "language", "split", *LABEL_KEYS),
+)
+MAX_LISTED_PROBLEMS = 20
+
+
+class DatasetError(PeFoMedError):
+    """A dataset on disk that cannot be used as it is; the text lists what is wrong, by line."""
+
+
+class MissingSplitError(DatasetError):
+    """A dataset folder without the split that was asked for."""
+
+
+def read_jsonl_samples(root: str | os.PathLike[str], split: str, task: str | None = None) -> list[Sample]:
+    """Return the samples of ROOT/{split}.jsonl, images checked for existence but not decoded.
+
+    `validation` may be spelt `val`, `valid` or `validate`. A folder with a single JSONL file of another name is read
+    as all splits in one: each line's `split` key says which, `train` where there is none. Image paths are resolved
+    against the folder and stay inside it (by name: a link in the folder may lead anywhere); they come back absolute.
+
+    Args:
+        root: the dataset's folder.
+        split: `train`, `validation` or `test`.
+        task: keep the samples of this task only; all without. Every line is checked either way.
+
+    Raises:
+        ConfigError: the split or task is unknown.
+        MissingSplitError: there is no such split in the folder.
+        DatasetError: the folder is missing, or lines have problems: all of them, the first 20 listed.
+    """
+    root, split = Path(os.path.abspath(root)), canonical_split(split)
+    path, is_shared = _split_file(root, split)
+    problems: list[tuple[int, str]] = []
+    rows = _parse_lines(path, problems)
+    if is_shared:
+        if not problems and not any(_split_of(row) in (split, None) for _, row in rows):
+            raise MissingSplitError(f'{path}: no line has "split": "{split}"; expected some, or {split}.jsonl')
+        rows = [(number, row) for number, row in rows if _split_of(row) in (split, None)]
+    samples: list[Sample] = []
+    first_use: dict[str, int] = {}
+    missing: dict[str, list[int]] = {}
+    for number, row in rows:
+        row_problems: list[str] = []
+        sample = _to_sample(row, root, split, f"{split}-{number}", row_problems)
+        if sample.id in first_use:
+            row_problems.append(f"the id of line {first_use[sample.id]} again; ids must differ")
+        first_use.setdefault(sample.id, number)
+        for image in sample.image_paths:
+            if image in missing or not os.path.isfile(image):
+                missing.setdefault(image, []).append(number)
+        problems += [(number, text) for text in row_problems]
+        samples.append(sample)
+    for image, lines in missing.items():
+        more = f" (lines that name it: {len(lines)})" if len(lines) > 1 else ""
+        problems.append((lines[0], f"no image file {Path(image).relative_to(root).as_posix()!r}{more}"))
+    _raise_problems(path, problems)
+    if not samples:
+        raise DatasetError(f"{path}: the file is empty; expected one JSON object a line")
+    return keep_task(samples, task, root, split)
+
+
+def read_jsonl_dataset(root: str | os.PathLike[str], *, task: str | None = None, split: str) -> Dataset:
+    """Return what [`read_jsonl_samples`] reads as a `datasets.Dataset` with [`sample_features`]."""
+    return samples_to_dataset(read_jsonl_samples(root, split, task))
+
+
+def samples_to_dataset(samples: Iterable[Sample]) -> Dataset:
+    """Return a `datasets.Dataset` with one row a sample and the columns of [`sample_features`]."""
+    from datasets import Dataset
+
+    rows = list(samples)
+    columns = {column.name: [getattr(sample, column.name) for sample in rows] for column in fields(Sample)}
+    return Dataset.from_dict(columns, features=sample_features())
+
+
+def sample_features() -> Features:
+    """Return the columns of a dataset of samples, as the record `Sample` declares them."""
+    from datasets import Features, List, Value
+
+    kinds = {str: Value("string"), bool: Value("bool"), list[str]: List(Value("string"))}
+    return Features({name: kinds[hint] for name, hint in get_type_hints(Sample).items()})
+
+
+def canonical_split(split: str) -> str:
+    """Return `train`, `validation` or `test` for any accepted spelling.
+
+    Raises:
+        ConfigError: the split is unknown.
+    """
+    for canonical, spellings in SPLIT_SPELLINGS.items():
+        if split in spellings:
+            return canonical
+    raise ConfigError(
+        f"Unknown split {split!r}{did_you_mean(split, SPLIT_SPELLINGS)}; expected {', '.join(SPLIT_SPELLINGS)}"
+    )
+
+
+def keep_task(samples: list[Sample], task: str | None, root: str | os.PathLike[str], split: str) -> list[Sample]:
+    """Return the samples of a task, all of them for None.
+
+    Raises:
+        ConfigError: the task is unknown.
+        DatasetError: there are none; the text, which names root and split, says which tasks there are.
+    """
+    if task is None:
+        return samples
+    if task not in TASKS:
+        raise ConfigError(f"Unknown task {task!r}{did_you_mean(task, TASKS)}; expected one of {', '.join(TASKS)}")
+    chosen = [sample for sample in samples if sample.task == task]
+    if not chosen:
+        counts = Counter(sample.task for sample in samples)
+        found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        raise DatasetError(
+            f"{root}: the {split} split has no [{task}] samples, found {found}; expected lines with "
+            + " and ".join(TASK_KEYS[task])
+        )
+    return chosen
+
+
+def _split_file(root: Path, split: str) -> tuple[Path, bool]:
+    """Return the file that holds a split, and whether other splits share it.
+
+    Raises:
+        MissingSplitError: there is none.
+        DatasetError: the folder is missing, or two files claim the split.
+    """
+    if not root.is_dir():
+        found = "a file" if root.exists() else "no such folder"
+        raise DatasetError(f"{root}: {found}; expected the dataset's folder, with {split}.jsonl in it")
+    files = sorted(root.glob("*.jsonl"))
+    named = [path for path in files if path.stem in SPLIT_SPELLINGS[split]]
+    if len(named) > 1:
+        raise DatasetError(f"{root}: found {' and '.join(p.name for p in named)}; expected one file for {split}")
+    if named:
+        return named[0], False
+    every_spelling = {spelling for spellings in SPLIT_SPELLINGS.values() for spelling in spellings}
+    if len(files) == 1 and files[0].stem not in every_spelling:
+        return files[0], True
+    found = ", ".join(path.name for path in files[:5]) or "no .jsonl file"
+    raise MissingSplitError(f"{root}: found {found}; expected {split}.jsonl")
+
+
+def _split_of(row: dict[str, Any]) -> str | None:
+    """Return the split a line names, `train` where it names none, None where what it names is no split."""
+    named = "train" if _is_absent(row.get("split")) else row["split"]
+    return next((split for split, spellings in SPLIT_SPELLINGS.items() if named in spellings), None)
+
+
+def _parse_lines(path: Path, problems: list[tuple[int, str]]) -> list[tuple[int, dict[str, Any]]]:
+    """Return (line number, object) of each line that is not blank; what cannot be read is noted in `problems`.
+
+    Bytes, line by line, where `records.read_jsonl` stops at the first bad line: a file's problems are told at once.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path}: the file cannot be read ({error.strerror}); check its permissions") from None
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DatasetError(f"{path}: found UTF-16 text, expected UTF-8; save it again as UTF-8")
+    if content.lstrip().startswith(b"["):
+        raise DatasetError(
+            f"{path}: found a JSON list, expected JSON lines: one object a line, no commas between them"
+        )
+    rows = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            problems.append((number, "not UTF-8 text; save the file as UTF-8"))
+        except json.JSONDecodeError as error:
+            problems.append((number, f"not JSON ({error.msg}, column {error.colno}); expected one object a line"))
+        except (ValueError, RecursionError):
+            problems.append((number, "JSON with a number too long or nested too deep to read"))
+        else:
+            if isinstance(row, dict):
+                rows.append((number, row))
+            else:
+                problems.append((number, f"found a {_kind(row)}, expected a JSON object"))
+    return rows
+
+
+def _to_sample(row: dict[str, Any], root: Path, split: str, default_id: str, problems: list[str]) -> Sample:
+    """Return the sample that a line describes. With anything noted in `problems` it is incomplete."""
+    for key in row:
+        if key not in KNOWN_KEYS:
+            problems.append(f"unknown key {key[:40]!r}{did_you_mean(key, KNOWN_KEYS)}")
+    if not _is_absent(row.get("split")) and _split_of(row) != split:
+        problems.append(f"split is not {split}; expected one of {', '.join(SPLIT_SPELLINGS)}, and the file's own")
+    task, instruction, answers = _read_task(row, problems)
+    images = _image_paths(row, root, problems)
+    answer_type = _text(row, "answer_type", problems).upper()
+    if answer_type not in ("", "OPEN", "CLOSED"):
+        problems.append("answer_type must be OPEN or CLOSED")
+    labels = {key: _text(row, key, problems) for key in LABEL_KEYS}
+    if images and not labels["image_id"]:
+        labels["image_id"] = Path(images[0]).relative_to(root).as_posix()
+    return Sample(
+        id=_text(row, "id", problems) or default_id,
+        task=task,
+        image_paths=images,
+        instruction=instruction,
+        answers=answers,
+        answer_type=answer_type,
+        question_types=_question_types(row, problems),
+        language=_text(row, "language", problems).lower() or "en",
+        organ=labels["organ"],
+        modality=labels["modality"],
+        image_id=labels["image_id"],
+        study_id=labels["study_id"],
+        patient_id=labels["patient_id"],
+        split=split,
+    )
+
+
+def _read_task(row: dict[str, Any], problems: list[str]) -> tuple[str, str, list[str]]:
+    """Return (task, instruction, answers) of a line; the keys it fills say which task it is."""
+    tasks = [task for task, keys in TASK_KEYS.items() if any(not _is_absent(row.get(key)) for key in keys)]
+    if len(tasks) != 1:
+        found = [key for task in tasks for key in TASK_KEYS[task] if not _is_absent(row.get(key))]
+        wanted = ", ".join(" + ".join(keys) for keys in TASK_KEYS.values())
+        problems.append(f"found {' and '.join(found) or 'no text'}; expected one of: {wanted}")
+        return "", "", []
+    task = tasks[0]
+    instruction = _text(row, "instruction", problems)
+    if task in ("caption", "report"):
+        return task, instruction, _answers(row, task, problems, numbers=False)
+    if instruction:
+        problems.append(f"instruction goes with caption or report only; {TASK_KEYS[task][0]} holds what is asked")
+    asked = _required(row, TASK_KEYS[task][0], problems)
+    if task == "vqa":
+        return task, asked, _answers(row, "answer", problems, numbers=True)
+    try:
+        return task, asked, [format_box(row.get("box", ()))]
+    except PeFoMedError as error:
+        problems.append(str(error))
+        return task, asked, []
+
+
+def _answers(row: dict[str, Any], key: str, problems: list[str], *, numbers: bool) -> list[str]:
+    """Return the references: one, or those of a list."""
+    value = row.get(key)
+    values = (value or [None]) if isinstance(value, list) else [value]
+    return [_required({key: value}, key, problems, numbers=numbers) for value in values]
+
+
+def _question_types(row: dict[str, Any], problems: list[str]) -> list[str]:
+    """Return the codes in upper case, each once: of a text such as "PRES, POS" or a list of texts."""
+    value = row.get("question_type")
+    texts = [
+        _text({"question_type": v}, "question_type", problems) for v in (value if isinstance(value, list) else [value])
+    ]
+    codes = [code.strip().upper() for text in texts for code in re.split("[,/;]", text)]
+    return list(dict.fromkeys(code for code in codes if code))
+
+
+def _image_paths(row: dict[str, Any], root: Path, problems: list[str]) -> list[str]:
+    """Return the absolute paths of a line's images, none where one of them cannot be used."""
+    value = row.get("image")
+    names = value if isinstance(value, list) and value else [value]
+    paths = []
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            problems.append("image is missing or no text; expected a path, or a list of paths")
+            return []
+        path = os.path.normpath(os.path.join(root, name))
+        if not Path(path).is_relative_to(root):
+            problems.append(f"image {name!r} lies outside the dataset's folder; copy or link it into the folder")
+            return []
+        paths.append(path)
+    return paths
+
+
+def _required(row: dict[str, Any], key: str, problems: list[str], *, numbers: bool = False) -> str:
+    """Return the text of a key that must hold some."""
+    noted = len(problems)
+    text = _text(row, key, problems, numbers=numbers)
+    if not text and len(problems) == noted:
+        problems.append(f"{key} is missing, empty or NaN; expected text")
+    return text
+
+
+def _text(row: dict[str, Any], key: str, problems: list[str], *, numbers: bool = True) -> str:
+    """Return the text of a key without outer blanks, "" where it is absent or, noted in `problems`, no text.
+
+    Numbers become text; 5.0 becomes "5", since a table with gaps turns integers into floats.
+    """
+    value = row.get(key)
+    if _is_absent(value):
+        return ""
+    if numbers and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) != float("inf"):
+        value = str(int(value) if value == int(value) else value)
+    if not isinstance(value, str):
+        problems.append(f"{key} is a {_kind(value)}; expected text" + (" or a number" if numbers else ""))
+        return ""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        problems.append(f"{key} holds half a character (a lone surrogate); write the text as UTF-8")
+    return value.strip()
+
+
+def _is_absent(value: Any) -> bool:
+    return value is None or value != value  # NaN, as a table's gaps are written
+
+
+def _kind(value: Any) -> str:
+    kinds: dict[type, str] = {dict: "JSON object", list: "list", bool: "boolean", str: "text"}
+    return kinds.get(type(value), "number")
+
+
+def _raise_problems(path: Path, problems: list[tuple[int, str]]) -> None:
+    """Raise for all problems of a file at once, the first of them listed."""
+    if not problems:
+        return
+    lines = [f"  line {number}: {text}" for number, text in sorted(problems, key=itemgetter(0))[:MAX_LISTED_PROBLEMS]]
+    if len(problems) > MAX_LISTED_PROBLEMS:
+        lines.append(f"  and {len(problems) - MAX_LISTED_PROBLEMS} more")
+    noun = "problem" if len(problems) == 1 else "problems"
+    raise DatasetError("\n".join([f"{path}: {len(problems)} {noun}", *lines]))

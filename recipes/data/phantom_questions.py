@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions about a phantom with exact answers, in VQA-RAD's question codes, without a shortcut through the text.
+
+Every closed question has both its answers in equal shares, over all images and over the images of each view: an
+alternative is drawn so that each pair is met as often from either end, and a finding is asked about as often where it
+is present as where it is absent. Which questions are asked therefore tells nothing about the answers.
+Nothing here imports numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from .phantom_texts import MODALITY_WITH_ARTICLE, MODALITY_WORDS, PLANE_WITH_ARTICLE, PLANE_WORDS
+from .phantom_truth import FINDING_SHARE, LESION_COUNT_SHARES, VIEWS, Draws, Phantom
+
+QUESTION_TYPES = ("ABN", "ATTRIB", "COLOR", "COUNT", "MODALITY", "ORGAN", "PLANE", "POS", "PRES", "SIZE")
+COUNT_QUESTION_SHARE = 0.25  # of the images; counting is hard for small models
+
+# How a bright or dark lesion is called in each modality.
+APPEARANCE_WORDS = {
+    ("ct", "bright"): "hyperdense",
+    ("ct", "dark"): "hypodense",
+    ("mri", "bright"): "hyperintense",
+    ("mri", "dark"): "hypointense",
+    ("xray", "bright"): "opaque",
+    ("xray", "dark"): "lucent",
+    ("ultrasound", "bright"): "hyperechoic",
+    ("ultrasound", "dark"): "hypoechoic",
+}
+
+# Attribute of the phantom: question code and wordings.
+FINDING_QUESTIONS = {
+    "cardiomegaly": (("PRES", "Is there cardiomegaly?"), ("SIZE", "Is the heart enlarged?")),
+    "effusion": (("PRES", "Is there a pleural effusion?"), ("PRES", "Do you see a pleural effusion?")),
+    "ventricles": (("SIZE", "Are the ventricles enlarged?"), ("SIZE", "Is there enlargement of the ventricles?")),
+    "gallstone": (("PRES", "Is there a gallstone?"), ("PRES", "Does the gallbladder contain a stone?")),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its answer; `answer_type` is OPEN or CLOSED, `question_type` one of `QUESTION_TYPES`."""
+
+    question: str
+    answer: str
+    answer_type: str
+    question_type: str
+
+
+def questions(phantom: Phantom) -> list[Question]:
+    """Return the questions of one image, 10 or 11 on average. The same phantom always gets the same ones."""
+    draws = Draws(phantom.seed, 3)
+    asked = [*_examination_questions(phantom, draws), *_presence_questions(phantom, draws)]
+    if len(phantom.lesions) == 1:
+        asked.extend(_lesion_questions(phantom, draws))
+    return asked
+
+
+def _open(code: str, answer: str, draws: Draws, *wordings: str) -> Question:
+    return Question(draws.pick(wordings), answer, "OPEN", code)
+
+
+def _yes_no(code: str, is_so: bool, draws: Draws, *wordings: str) -> Question:
+    return Question(draws.pick(wordings), "yes" if is_so else "no", "CLOSED", code)
+
+
+def _either(code: str, answer: str, wording: str, first: str, second: str, draws: Draws) -> Question:
+    """Ask for one of two, in either order; `wording` has the places `{a}` and `{b}`."""
+    if draws.share(0.5):
+        first, second = second, first
+    return Question(wording.format(a=first, b=second), answer, "CLOSED", code)
+
+
+def _examination_questions(phantom: Phantom, draws: Draws) -> Iterator[Question]:
+    modality, plane, organ = phantom.modality, phantom.plane, phantom.organ
+    yield _open(
+        "MODALITY", MODALITY_WORDS[modality], draws,
+        "What imaging modality is this?", "Which modality was used?", "What type of scan is this?",
+    )  # fmt: skip
+    other = draws.pick(*_alternatives("modality", modality))
+    if draws.share(0.5):
+        named = draws.pick((modality, other))
+        name = MODALITY_WITH_ARTICLE[named]
+        yield _yes_no("MODALITY", named == modality, draws, f"Is this {name} image?", f"Was {name} taken?")
+    else:
+        pair = (MODALITY_WITH_ARTICLE[modality], MODALITY_WITH_ARTICLE[other])
+        yield _either("MODALITY", MODALITY_WORDS[modality], "Is this {a} or {b}?", *pair, draws)
+    if phantom.sequence and draws.share(0.6):
+        yield _either(
+            "MODALITY", phantom.sequence.upper(), "Is this a {a} or a {b} image?", "T1", "T2", draws
+        )
+
+    yield _open(
+        "PLANE", PLANE_WORDS[plane], draws,
+        "In which plane was this image taken?", "What is the plane of this image?", "Which view is this?",
+    )  # fmt: skip
+    other = draws.pick(*_alternatives("plane", plane))
+    if draws.share(0.5):
+        named = draws.pick((plane, other))
+        name = PLANE_WITH_ARTICLE[named]
+        yield _yes_no("PLANE", named == plane, draws, f"Is this {name} view?", f"Is this {name} image?")
+    else:
+        pair = (PLANE_WITH_ARTICLE[plane], PLANE_WITH_ARTICLE[other])
+        yield _either("PLANE", PLANE_WORDS[plane], "Is this {a} or {b} view?", *pair, draws)
+
+    yield _open(
+        "ORGAN", organ, draws,
+        "Which part of the body is shown?", "What body region is this?", "What part of the body was imaged?",
+    )  # fmt: skip
+    other = draws.pick(*_alternatives("organ", organ))
+    if draws.share(0.5):
+        named = draws.pick((organ, other))
+        yield _yes_no("ORGAN", named == organ, draws, f"Is the {named} shown?", f"Is this an image of the {named}?")
+    else:
+        yield _either("ORGAN", organ, "Does this image show the {a} or the {b}?", organ, other, draws)
+
+    if phantom.contrast is not None:
+        yield _yes_no("PRES", phantom.contrast, draws, "Was contrast given?", "Is contrast seen in the vessels?")
+
+
+def _presence_questions(phantom: Phantom, draws: Draws) -> Iterator[Question]:
+    count, view = len(phantom.lesions), VIEWS[phantom.view]
+    share_without = LESION_COUNT_SHARES[0]
+    if draws.share(_thinned(count > 0, 1 - share_without)):
+        yield _yes_no(
+            "PRES", count > 0, draws, "Is there a lesion?", "Is a lesion present?", "Do you see a lesion?"
+        )
+    for finding in view.findings:
+        seen = getattr(phantom, finding) not in (False, "no")
+        if draws.share(_thinned(seen, FINDING_SHARE)):
+            code, wording = draws.pick(FINDING_QUESTIONS[finding])
+            yield _yes_no(code, seen, draws, wording)
+    if phantom.effusion in ("left", "right"):
+        yield _either(
+            "POS", phantom.effusion, "Is the pleural effusion on the {a} or the {b} side?", "left", "right", draws
+        )
+    share_normal = share_without * (1 - FINDING_SHARE) ** len(view.findings)
+    if draws.share(_thinned(phantom.is_normal, share_normal)):
+        if draws.share(0.5):
+            yield _yes_no("ABN", phantom.is_normal, draws, "Is this image normal?", "Does this image look normal?")
+        else:
+            yield _yes_no("ABN", not phantom.is_normal, draws, "Is this image abnormal?", "Is there an abnormality?")
+    rarest = min(LESION_COUNT_SHARES)
+    most = COUNT_QUESTION_SHARE / (len(LESION_COUNT_SHARES) * rarest)
+    if draws.share(min(most, 1.0) * rarest / LESION_COUNT_SHARES[count]):
+        yield _open("COUNT", str(count), draws, "How many lesions are there?", "How many lesions do you see?")
+    sides = {lesion.side for lesion in phantom.lesions}
+    if len(sides) == 1 and "" not in sides:
+        side = draws.pick(("left", "right"))
+        yield _yes_no(
+            "PRES", side in sides, draws, f"Is there a lesion on the {side} side?", f"Is there a lesion on the {side}?"
+        )
+
+
+def _lesion_questions(phantom: Phantom, draws: Draws) -> Iterator[Question]:
+    """Ask about the only lesion of an image: its attributes are drawn evenly, so every answer is balanced."""
+    lesion, levels = phantom.lesions[0], VIEWS[phantom.view].levels
+    if lesion.side:
+        yield _either("POS", lesion.side, "Is the lesion on the {a} or the {b} side?", "left", "right", draws)
+    if draws.share(0.5):
+        yield _either("POS", lesion.level, "Is the lesion in the {a} or the {b} part?", *levels, draws)
+    if draws.share(0.6):
+        place = f"{lesion.side} {lesion.level}" if lesion.side else lesion.level
+        yield _open("POS", place, draws, "Where is the lesion?", "What is the location of the lesion?")
+    if draws.share(0.7):
+        yield _either("SIZE", lesion.size, "Is the lesion {a} or {b}?", "small", "large", draws)
+    if draws.share(0.5):
+        yield _open("SIZE", lesion.size, draws, "What is the size of the lesion?", "How large is the lesion?")
+    if draws.share(0.7):
+        yield _either("COLOR", lesion.tone, "Is the lesion {a} or {b}?", "bright", "dark", draws)
+    if draws.share(0.4):
+        appearance = APPEARANCE_WORDS[phantom.modality, lesion.tone]
+        yield _open("COLOR", appearance, draws, "How does the lesion appear?", "What is the appearance of the lesion?")
+    if draws.share(0.3):
+        yield _either("ATTRIB", lesion.shape, "Is the lesion {a} or {b}?", "round", "elongated", draws)
+    if draws.share(0.5):
+        named, seen = draws.pick(
+            (("bright", lesion.tone), ("dark", lesion.tone), ("small", lesion.size), ("large", lesion.size))
+        )
+        yield _yes_no("PRES", named == seen, draws, f"Is there a {named} lesion?", f"Do you see a {named} lesion?")
+
+
+def _thinned(is_present: bool, share_present: float) -> float:
+    """Return how often to ask, so that presence and absence are asked about equally often."""
+    here = share_present if is_present else 1 - share_present
+    return min(1.0, (1 - here) / here)
+
+
+def _alternatives(attribute: str, truth: str) -> tuple[tuple[str, ...], list[float]]:
+    """Return the other values of an attribute and how often to set each beside the truth."""
+    weights = _PAIRINGS[attribute][truth]
+    return tuple(weights), list(weights.values())
+
+
+def _pairing(shares: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return symmetric weights of pairs whose rows sum to the values' shares.
+
+    Drawing a truth's alternative by its row meets each pair as often from either end. Exists where no share exceeds
+    one half; found by alternate scaling.
+    """
+    factor = dict.fromkeys(shares, 1.0)
+    for _ in range(200):
+        for key, share in shares.items():
+            others = math.fsum(factor[other] for other in shares if other != key)
+            factor[key] = 0.5 * factor[key] + 0.5 * share / others
+    return {
+        key: {other: factor[key] * factor[other] for other in shares if other != key} for key in shares
+    }
+
+
+def _shares(attribute: str) -> dict[str, float]:
+    shares: dict[str, float] = {}
+    for view in VIEWS.values():
+        key = getattr(view, attribute)
+        shares[key] = shares.get(key, 0.0) + view.share
+    return shares
+
+
+_PAIRINGS = {attribute: _pairing(_shares(attribute)) for attribute in ("modality", "plane", "organ")}

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The results of one scored prediction file: typed, versioned, written to and read from `results.json`.
+
+Every number is a share in 0..1 with its numerator and denominator. A number that is not defined is null and says why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import PeFoMedError
+
+SCHEMA = "pefomed-results/1"
+FLOAT_DIGITS = 10  # differences beyond are those of a machine's summation order
+
+
+@dataclass
+class Interval:
+    """A 95 % interval `low`..`high` (shares in 0..1, differences in -1..1) and the method it comes from."""
+
+    low: float
+    high: float
+    method: str
+
+
+@dataclass
+class Score:
+    """One number of one system: `numerator / denominator`.
+
+    `value` is null where it is not defined, and `reason` says why; it also says why a defined value has no
+    `cluster_interval`. `unparsed` counts the replies that no rule could read. `interval` is Wilson's, for proportions
+    of items only; it takes the items as independent. `cluster_interval` resamples whole images: quote this one.
+    """
+
+    value: float | None
+    numerator: float | None = None
+    denominator: float | None = None
+    interval: Interval | None = None
+    cluster_interval: Interval | None = None
+    unparsed: int = 0
+    reason: str = ""
+
+
+@dataclass
+class Difference:
+    """The model's value minus another system's on the same items, -1..1, with an interval from paired resamples."""
+
+    value: float | None
+    interval: Interval | None = None
+    reason: str = ""
+
+
+@dataclass
+class Row:
+    """One metric on one slice of the items, for the model and for everything it must be compared with.
+
+    `slice` is `overall`, `answer_type`, `question_type` or `laterality`, `value` the slice's value (`PLANE`).
+    `answer_type` is `open`, `closed`, `unknown` or "" (all). `differences` has the same keys as `baselines` and
+    `controls` together, on the rows that carry a headline.
+    """
+
+    metric: str
+    slice: str
+    value: str
+    answer_type: str
+    items: int
+    clusters: int
+    score: Score
+    baselines: dict[str, Score] = field(default_factory=dict)
+    controls: dict[str, Score] = field(default_factory=dict)
+    differences: dict[str, Difference] = field(default_factory=dict)
+    signature: str = ""
+
+
+@dataclass
+class Resampling:
+    """How the cluster intervals were made: the seed, the number of resamples and what one cluster is."""
+
+    seed: int
+    resamples: int
+    confidence: float
+    cluster: str
+
+
+@dataclass
+class FileRecord:
+    """A scored file: its name without folders, its number of records and the SHA-256 of its bytes."""
+
+    name: str
+    records: int
+    sha256: str
+
+
+@dataclass
+class Results:
+    """Everything `results.json` holds. The first of `rows` is the headline."""
+
+    task: str
+    sources: list[str]
+    models: list[str]
+    adapters: list[str]
+    protocol: str
+    normalizer: str
+    counts: dict[str, int]
+    rows: list[Row]
+    resampling: Resampling
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    date: str = ""
+    schema: str = SCHEMA
+
+    @property
+    def headline(self) -> Row:
+        """The row of the primary metric over all items."""
+        return self.rows[0]
+
+
+def write_json(path: str | os.PathLike[str], results: Results) -> None:
+    """Write `results.json`; the file appears only when it is whole, and equal results give equal bytes."""
+    stored = {"schema": results.schema} | _rounded(asdict(results))  # the schema first, for readers
+    text = json.dumps(stored, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file in one step, with the folders it needs."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(path.name + ".tmp")
+    staged.write_text(text, encoding="utf-8")
+    os.replace(staged, path)
+
+
+def read_results(path: str | os.PathLike[str]) -> Results:
+    """Read what [`write_json`] wrote.
+
+    Raises:
+        PeFoMedError: the file is missing, is no JSON object or has another schema.
+    """
+    path = Path(path)
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PeFoMedError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise PeFoMedError(f"{path}: not JSON ({error})") from None
+    found = stored.get("schema") if isinstance(stored, dict) else None
+    if found != SCHEMA:
+        raise PeFoMedError(f"{path}: schema {found!r}, expected {SCHEMA!r}; score the predictions again")
+    stored["rows"] = [_read_row(row) for row in stored["rows"]]
+    stored["resampling"] = Resampling(**stored["resampling"])
+    stored["files"] = {role: FileRecord(**record) for role, record in stored["files"].items()}
+    return Results(**stored)
+
+
+def _read_row(row: dict[str, Any]) -> Row:
+    row = dict(row)
+    row["score"] = _read_score(row["score"])
+    for group in ("baselines", "controls"):
+        row[group] = {name: _read_score(score) for name, score in row[group].items()}
+    row["differences"] = {
+        name: Difference(**{**difference, "interval": _read_interval(difference["interval"])})
+        for name, difference in row["differences"].items()
+    }
+    return Row(**row)
+
+
+def _read_score(score: dict[str, Any]) -> Score:
+    intervals = {name: _read_interval(score[name]) for name in ("interval", "cluster_interval")}
+    return Score(**{**score, **intervals})
+
+
+def _read_interval(interval: dict[str, Any] | None) -> Interval | None:
+    return Interval(**interval) if interval else None
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, FLOAT_DIGITS)
+    if isinstance(value, dict):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return value

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of one training run: ours in [`RecipeArguments`], TRL's and transformers' in [`StageConfig`].
+
+One YAML file is one run; each key is a field of one of the two classes, and each can be overridden on the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from trl import SFTConfig, TrlParser
+
+from ..devices import default_dtype
+from ..errors import ConfigError, did_you_mean
+
+
+@dataclass
+class RecipeArguments:
+    """What is trained on what. The LoRA values are the paper's."""
+
+    task: Literal["caption", "vqa", "report", "refer"] = field(
+        default="vqa", metadata={"help": "What the answers are: caption (stage 1), vqa, report or refer (stage 2)."}
+    )
+    dataset: str = field(default="phantoms", metadata={"help": "phantoms, or jsonl for a folder of your own."})
+    data_root: str | None = field(
+        default=None, metadata={"help": "The dataset's folder (train.jsonl, validation.jsonl, images)."}
+    )
+    base: str | None = field(
+        default=None, metadata={"help": "Base model: folder or Hub id. Without it, the quickstart's base is used."}
+    )
+    adapter: str | None = field(
+        default=None, metadata={"help": "Adapter to continue from (stage 2: the one of stage 1). Its LoRA sizes stand."}
+    )
+    lora_r: int = field(default=64, metadata={"help": "LoRA rank on the language model's q_proj and v_proj."})
+    lora_alpha: int = field(default=16, metadata={"help": "LoRA scale is alpha / rank."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on LoRA's input."})
+    template: Literal["plain", "short_answer", "mixed"] = field(
+        default="mixed", metadata={"help": "VQA instruction in training: the paper draws one of two for each sample."}
+    )
+    test_template: Literal["plain", "short_answer"] = field(
+        default="short_answer", metadata={"help": "VQA instruction in validation and test; the paper's is the long one."}
+    )
+    max_questions_per_image: int = field(
+        default=16, metadata={"help": "Questions packed behind one image in one row."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first samples of each split."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many validations without a lower loss."}
+    )
+    resume: str = field(
+        default="auto", metadata={"help": "auto: continue from the newest complete checkpoint; never; or a checkpoint."}
+    )
+
+
+@dataclass
+class StageConfig(SFTConfig):
+    """TRL's settings with this project's defaults; optimisation values are the paper's stage 2 for VQA."""
+
+    output_dir: str = field(default="runs/stage2", metadata={"help": "Where the adapter and the run record go."})
+    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate."})
+    lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Linear warm-up, then cosine."})
+    lr_scheduler_kwargs: dict[str, Any] | str | None = field(
+        default_factory=lambda: {"min_lr": 1e-6}, metadata={"help": "Lowest learning rate."}
+    )
+    warmup_steps: float = field(default=100, metadata={"help": "Steps of linear warm-up."})
+    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
+    max_length: int | None = field(default=1024, metadata={"help": "Tokens of a row; longer samples are refused."})
+    pad_to_multiple_of: int | None = field(default=64, metadata={"help": "Row lengths are rounded up to this."})
+    bf16: bool | None = field(default=None, metadata={"help": "Mixed precision; by default where the device has it."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory, a third more time."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to validate."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to write a checkpoint."})
+    eval_steps: float | None = field(default=100, metadata={"help": "Steps between validations."})
+    save_steps: float = field(default=100, metadata={"help": "Steps between checkpoints."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept: the best and the newest."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the adapter of the best validation."})
+    metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "What best means."})
+    report_to: str = field(default="none", metadata={"help": "Nothing is reported anywhere unless asked for."})
+
+    def __post_init__(self) -> None:
+        # Without use_cpu, two processes on a CPU would silently train two separate models.
+        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and default_dtype() == torch.bfloat16
+        self.disable_tqdm = self.disable_tqdm or not sys.stderr.isatty()
+        # Rows come packed and labelled; TRL must neither prepare nor drop their columns.
+        self.remove_unused_columns = False
+        self.dataset_kwargs = {"skip_prepare_dataset": True}
+        self.ddp_find_unused_parameters = False
+        super().__post_init__()
+
+
+def configs_folder() -> Path:
+    """Return the folder of packaged configurations."""
+    return Path(str(resources.files(__package__.split(".")[0]))) / "configs"
+
+
+def find_config(name: str) -> Path:
+    """Return the YAML file of a path or a packaged short name such as `stage2/phantoms_vqa`.
+
+    Raises:
+        ConfigError: there is no such file; the packaged names are listed.
+    """
+    for candidate in (Path(name), configs_folder() / f"{name}.yaml", configs_folder() / name):
+        if candidate.is_file():
+            return candidate
+    packaged = sorted(str(p.relative_to(configs_folder()).with_suffix("")) for p in configs_folder().rglob("*.yaml"))
+    raise ConfigError(f"{name}: no such config file{did_you_mean(name, packaged)}. Packaged ones: {', '.join(packaged)}")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the keys and values of one YAML file, after checking every key.
+
+    Raises:
+        ConfigError: not a mapping, or unknown keys (all are listed, each with the nearest known one).
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: found {type(values).__name__}, expected `key: value` lines")
+    known = {f.name for cls in (RecipeArguments, StageConfig) for f in fields(cls) if f.init}
+    unknown = [f"{key}{did_you_mean(str(key), known)}" for key in values if key not in known]
+    if unknown:
+        raise ConfigError(f"{path}: unknown {'key' if len(unknown) == 1 else 'keys'} {', '.join(unknown)}")
+    return values
+
+
+class _Parser(TrlParser):
+    """TRL's parser whose mistakes are [`ConfigError`]s with a suggestion."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise ConfigError(message)
+
+
+def parse_arguments(arguments: Sequence[str], defaults: dict[str, Any], description: str) -> tuple[RecipeArguments, StageConfig]:
+    """Return the settings of one run: `defaults`, overridden by `--config`, overridden by the command line.
+
+    Raises:
+        ConfigError: unknown keys or options, values of a wrong type, a missing config file.
+    """
+    parser = _Parser([RecipeArguments, StageConfig], description=description, allow_abbrev=False)
+    parser.add_argument("--config", metavar="YAML", help="A run's settings: a file, or a packaged name.")
+    option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    option.add_argument("--config")
+    chosen, rest = option.parse_known_args(list(arguments))
+    values = {**defaults, **(read_config(find_config(chosen.config)) if chosen.config else {})}
+    parser.set_defaults_with_config(**values)
+    try:
+        parsed = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    recipe, config, unknown = parsed[0], parsed[1], parsed[-1]
+    if unknown:
+        known = [o for action in parser._actions for o in action.option_strings]
+        raise ConfigError(f"unknown option {unknown[0]}{did_you_mean(unknown[0].split('=')[0], known)}")
+    return recipe, config
+
+
+def resolved(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
+    """Return every setting of a run that is not at transformers' own default, for its record."""
+    stock = {f.name: f.default for f in fields(SFTConfig)}
+    changed = {key: value for key, value in config.to_dict().items() if key not in stock or stock[key] != value}
+    return {**asdict(recipe), **changed}

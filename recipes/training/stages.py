@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training run, from settings to a saved adapter: the same for stage 1 (captions) and stage 2 (answers)."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppingCallback, TrainerCallback
+
+from ..data.datasets_index import load_samples
+from ..data.images import load_image
+from ..data.instructions import render_instruction
+from ..devices import default_dtype
+from ..errors import ConfigError, PeFoMedError
+from ..records import Sample
+from .arguments import RecipeArguments, StageConfig, parse_arguments, resolved
+from .building import add_adapter, load_adapter
+from .callbacks import CompleteCheckpointCallback, FrozenWeightsCallback, LossCurveCallback, last_complete_checkpoint
+from .collator import PackedRowCollator, pack_samples
+from .provenance import code_commit, data_fingerprint, environment, utc_now, write_json
+from .trainer import PackedSFTTrainer
+
+logger = logging.getLogger(__name__)
+
+RUN_RECORD = "run.json"
+STAGE1_DEFAULTS: dict[str, Any] = {"task": "caption", "output_dir": "runs/stage1"}
+STAGE2_DEFAULTS: dict[str, Any] = {"task": "vqa", "output_dir": "runs/stage2"}
+
+
+def main(arguments: Sequence[str], defaults: dict[str, Any], description: str) -> dict[str, Any]:
+    """Parse the settings of one stage, fill in the quickstart's base and data where none are given, and train.
+
+    Raises:
+        PeFoMedError, ConfigError: with one sentence that says what to do.
+    """
+    recipe, config = parse_arguments(arguments, defaults, description)
+    if recipe.base is None or (recipe.dataset == "phantoms" and recipe.data_root is None):
+        from ..quickstart_parts import default_base, default_phantoms
+
+        recipe.base = recipe.base or str(default_base())
+        if recipe.dataset == "phantoms" and recipe.data_root is None:
+            recipe.data_root = str(default_phantoms(recipe.task))
+    return run_stage(recipe, config)
+
+
+def load_base(base: str) -> tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor]:
+    """Return a base model in the device's best dtype and its processor.
+
+    Raises:
+        PeFoMedError: there is no PeFoMed model at that place.
+    """
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(base, dtype=default_dtype())
+        processor = AutoProcessor.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise PeFoMedError(f"{base}: cannot load a PeFoMed base model ({str(error).splitlines()[0]})") from None
+    if not isinstance(model, PeFoMedForConditionalGeneration):
+        raise PeFoMedError(f"{base}: found a {type(model).__name__}, expected a PeFoMed base model")
+    return model, processor
+
+
+def pack_split(
+    samples: list[Sample], processor: PeFoMedProcessor, recipe: RecipeArguments, config: StageConfig, *, training: bool
+) -> Dataset:
+    """Return the packed rows of one split, with the instructions of training or of validation."""
+    instruction = partial(
+        render_instruction,
+        training=training,
+        template=recipe.template if training else recipe.test_template,
+        seed=config.seed,
+    )
+    return pack_samples(
+        samples,
+        processor,
+        instruction,
+        max_length=config.max_length or 10**9,
+        max_questions_per_image=recipe.max_questions_per_image,
+        seed=config.seed,
+    )
+
+
+def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
+    """Train one adapter and return its run record, which is also written to `output_dir/run.json`, last.
+
+    The folder then holds the adapter (LoRA + projector), the processor, `loss.jsonl`, `loss.png` and the record.
+
+    Raises:
+        PeFoMedError: the data, the base or the adapter cannot be used; nothing is written before they are checked.
+    """
+    started, clock = utc_now(), time.monotonic()
+    if recipe.base is None:
+        raise ConfigError("no base model is named; pass --base")
+    output = Path(config.output_dir)
+    limit = recipe.max_train_samples
+    train_samples = load_samples(recipe.dataset, recipe.data_root, "train", recipe.task)[:limit]
+    validation_samples = load_samples(recipe.dataset, recipe.data_root, "validation", recipe.task)[:limit]
+    model, processor = load_base(recipe.base)
+    train_rows = pack_split(train_samples, processor, recipe, config, training=True)
+    validation_rows = pack_split(validation_samples, processor, recipe, config, training=False)
+    peft_model = adapted(model, recipe)
+
+    output.mkdir(parents=True, exist_ok=True)
+    checkpoint = find_checkpoint(recipe.resume, output)
+    if checkpoint is None:
+        (output / "loss.jsonl").unlink(missing_ok=True)
+    else:
+        logger.info("continuing from %s", checkpoint)
+    callbacks: list[TrainerCallback] = [FrozenWeightsCallback(), CompleteCheckpointCallback(), LossCurveCallback()]
+    if recipe.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
+    trainer = PackedSFTTrainer(
+        model=peft_model,
+        args=config,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
+        processing_class=processor,
+        data_collator=PackedRowCollator(processor, load_image, config.pad_to_multiple_of or 1),
+        callbacks=callbacks,
+    )
+    before = trainer.evaluate()
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    after = trainer.evaluate()
+    trainer.save_model()
+    record = {
+        "started": started,
+        "finished": utc_now(),
+        "seconds": round(time.monotonic() - clock, 1),
+        "steps": trainer.state.global_step,
+        "resumed": checkpoint is not None,
+        "trainable_parameters": sum(p.numel() for p in peft_model.parameters() if p.requires_grad),
+        "frozen_weights_bit_identical": True,  # FrozenWeightsCallback has raised otherwise
+        "train_loss": result.training_loss,
+        "validation_loss_before": before["eval_loss"],
+        "validation_loss_after": after["eval_loss"],
+        "settings": resolved(recipe, config),
+        "data": {"train": data_fingerprint(train_samples), "validation": data_fingerprint(validation_samples)},
+        "rows": {"train": len(train_rows), "validation": len(validation_rows)},
+        "code_commit": code_commit(),
+        "environment": environment(),
+    }
+    if trainer.is_world_process_zero():
+        (output / "README.md").unlink(missing_ok=True)  # PEFT's generic card names folders of this machine
+        for folder in output.glob("checkpoint-*"):
+            shutil.rmtree(folder)
+        write_json(output / RUN_RECORD, record)
+    return record
+
+
+def adapted(model: PeFoMedForConditionalGeneration, recipe: RecipeArguments) -> PeftModel:
+    """Return the base with a fresh adapter, or with the one that `recipe.adapter` names, ready for training."""
+    if recipe.adapter is not None:
+        return load_adapter(model, Path(recipe.adapter), trainable=True)
+    return add_adapter(model, r=recipe.lora_r, alpha=recipe.lora_alpha, dropout=recipe.lora_dropout)
+
+
+def find_checkpoint(resume: str, output: Path) -> Path | None:
+    """Return the checkpoint to continue from: `auto` the newest complete one, `never` none, else the one named.
+
+    Raises:
+        PeFoMedError: the named checkpoint is not there or not complete.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return last_complete_checkpoint(output)
+    named = Path(resume)
+    if not (named / "COMPLETE.json").is_file():
+        raise PeFoMedError(f"{named}: no complete checkpoint there; use --resume auto to find the newest complete one")
+    return named
