@@ -20,8 +20,8 @@ class PeFoMedConfig(PreTrainedConfig):
         patch_group_size (`int`, defaults to 4):
             How many *consecutive* patch tokens (a horizontal strip of patches) are concatenated into one image token.
         image_token_id (`int`, defaults to 32000):
-            Id of the placeholder `<ImageHere>`. It may lie outside the language model's vocabulary: it is masked before
-            the embedding lookup, so the frozen embedding matrix keeps its size.
+            Id of the placeholder `<ImageHere>`. It may lie outside the language model's vocabulary: it is masked
+            before the embedding lookup, so the frozen embedding matrix keeps its size.
         vision_post_layernorm_eps (`float`, defaults to 1e-5):
             Epsilon of the tower's last LayerNorm, for `Blip2VisionModel` towers only.
             Source: the released code's `ln_vision`. Differs: transformers uses the blocks' 1e-6 here.
@@ -66,8 +66,8 @@ class PeFoMedConfig(PreTrainedConfig):
             self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
         if self.patch_group_size < 1 or self.num_patches % self.patch_group_size:
             raise ValueError(
-                f"patch_group_size is {self.patch_group_size}, but it must divide the {self.num_patches} patch tokens of "
-                f"a {self.vision_config.image_size} px image with {self.vision_config.patch_size} px patches."
+                f"patch_group_size is {self.patch_group_size}, but it must divide the {self.num_patches} patch tokens "
+                f"of a {self.vision_config.image_size} px image with {self.vision_config.patch_size} px patches."
             )
 
     @property

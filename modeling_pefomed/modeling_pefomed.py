@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """PeFoMed: a frozen vision tower, token grouping, one linear projector and a frozen language model.
 
-    pixel_values (N, 3, 448, 448)
-      -> vision_tower           (N, 1025, 1408)    EVA ViT-g, CLS first
-      -> group_patch_tokens     (N, 256, 5632)     CLS dropped, 4 consecutive tokens concatenated
-      -> multi_modal_projector  (N, 256, 4096)     the image tokens of the prompt
-      -> language_model         (B, T, 4096)       LLaMA-2, LoRA on q_proj and v_proj when fine-tuned
+pixel_values (N, 3, 448, 448)
+  -> vision_tower           (N, 1025, 1408)    EVA ViT-g, CLS first
+  -> group_patch_tokens     (N, 256, 5632)     CLS dropped, 4 consecutive tokens concatenated
+  -> multi_modal_projector  (N, 256, 4096)     the image tokens of the prompt
+  -> language_model         (B, T, 4096)       LLaMA-2, LoRA on q_proj and v_proj when fine-tuned
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .configuration_pefomed import PeFoMedConfig
 
 @dataclass
 class PeFoMedModelOutputWithPast(BaseModelOutputWithPast):
-    """`last_hidden_state` (B, T, hidden) and `image_hidden_states` (image tokens, hidden), or `None` without images."""
+    """`last_hidden_state` (B, T, hidden); `image_hidden_states` (image tokens, hidden), `None` without images."""
 
     image_hidden_states: torch.FloatTensor | None = None
 
@@ -131,7 +131,9 @@ class PeFoMedModel(PeFoMedPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         # Blip2 names classes here that its vision model does not contain; FSDP would look for them and fail.
         present = {type(module).__name__ for module in self.vision_tower.modules()}
-        self.vision_tower._no_split_modules = (set(self.vision_tower._no_split_modules or ()) & present) - {"Blip2Attention"}
+        self.vision_tower._no_split_modules = (set(self.vision_tower._no_split_modules or ()) & present) - {
+            "Blip2Attention"
+        }
         self.post_init()
 
     def train(self, mode=True):
@@ -182,9 +184,9 @@ class PeFoMedModel(PeFoMedPreTrainedModel):
         torch_compilable_check(
             tokens == features,
             lambda: (
-                f"Image features and image tokens do not match, tokens: {int(tokens)}, features: {features}. Each image "
-                f"needs {self.config.image_seq_length} image tokens; build the inputs with PeFoMedProcessor and do not "
-                "cut them."
+                f"Image features and image tokens do not match, tokens: {int(tokens)}, features: {features}. Each "
+                f"image needs {self.config.image_seq_length} image tokens; build the inputs with PeFoMedProcessor and "
+                "do not cut them."
             ),
         )
         return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), image_features.to(inputs_embeds.dtype))
@@ -193,8 +195,8 @@ class PeFoMedModel(PeFoMedPreTrainedModel):
         """Build the 4-D mask of packed rows, after refusing every combination that would be silently wrong."""
         if position_ids is None:
             raise ValueError(
-                "segment_ids without position_ids: the positions of each segment must restart behind the shared prefix. "
-                "Pass both (the project's collator builds them)."
+                "segment_ids without position_ids: the positions of each segment must restart behind the shared "
+                "prefix. Pass both (the project's collator builds them)."
             )
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             raise ValueError("segment_ids describe a whole row and cannot be combined with a filled cache.")
@@ -321,8 +323,8 @@ class PeFoMedForConditionalGeneration(PeFoMedPreTrainedModel, GenerationMixin):
         r"""
         Args beside those of [`PeFoMedModel.forward`]:
             labels (`torch.LongTensor` of shape `(B, T)`, *optional*):
-                Token ids to be predicted, -100 elsewhere. The head is applied at labelled positions only: the same loss
-                without `(B, T, vocab)` logits, and `logits` then has shape `(labelled positions, vocab)`.
+                Token ids to be predicted, -100 elsewhere. The head is applied at labelled positions only: the same
+                loss without `(B, T, vocab)` logits, and `logits` then has shape `(labelled positions, vocab)`.
             logits_to_keep (`int` or `torch.Tensor`, defaults to 0):
                 Without labels: logits of the last n positions (0 = all), or of the given positions.
             num_items_in_batch (`torch.Tensor`, *optional*):

@@ -40,15 +40,16 @@ class PeFoMedProcessor(ProcessorMixin):
 
     Args:
         image_processor ([`PeFoMedImageProcessor`]): the image processor.
-        tokenizer (`PreTrainedTokenizerFast`): the language model's tokenizer. `<ImageHere>` is added to it when missing,
-            behind the vocabulary: the language model's embedding matrix keeps its size.
+        tokenizer (`PreTrainedTokenizerFast`): the language model's tokenizer. `<ImageHere>` is added to it when
+            missing, behind the vocabulary: the language model's embedding matrix keeps its size.
         chat_template (`str`, *optional*): defaults to the project's one template.
         image_seq_length (`int`, defaults to 256): image tokens of one image, [`PeFoMedConfig.image_seq_length`].
 
     Example:
 
     ```python
-    >>> conversation = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "Is there a mass?"}]}]
+    >>> content = [{"type": "image", "image": image}, {"type": "text", "text": "Is there a mass?"}]
+    >>> conversation = [{"role": "user", "content": content}]
     >>> inputs = processor.apply_chat_template(
     ...     conversation, task="vqa", tokenize=True, return_dict=True, return_tensors="pt"
     ... )
@@ -57,7 +58,9 @@ class PeFoMedProcessor(ProcessorMixin):
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, image_seq_length=256, **kwargs):
         if tokenizer is not None and IMAGE_TOKEN not in tokenizer.get_vocab():
-            tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+            tokenizer.add_special_tokens(
+                {"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
+            )
         self.image_token = IMAGE_TOKEN
         self.image_token_id = None if tokenizer is None else tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.image_seq_length = image_seq_length

@@ -26,7 +26,7 @@ class Sample:
     `instruction` is the text without the task identifier: the question (`vqa`), the phrase to locate (`refer`), or the
     request for a `caption` or `report` ("" lets the task's default request stand). `answers` holds one or more
     references; training supervises the first. `answer_type` is `OPEN`, `CLOSED` or "" (unknown). `question_types` uses
-    VQA-RAD's codes. The group ids say which samples share an image, a study or a patient: intervals and splits need it.
+    VQA-RAD's codes. The group ids say which samples share an image, study or patient: intervals and splits need it.
     """
 
     id: str
@@ -76,7 +76,7 @@ class Prediction:
     prompt_sha256: str = ""
 
     @classmethod
-    def of(cls, sample: Sample, prediction: str, **who: str) -> Prediction:
+    def of(cls, sample: Sample, prediction: str, **who: Any) -> Prediction:
         """Answer `sample`: copies every field the two records share."""
         shared = {f.name for f in fields(cls)} & {f.name for f in fields(Sample)}
         return cls(prediction=prediction, **{name: getattr(sample, name) for name in shared}, **who)

@@ -89,9 +89,7 @@ def _examination_questions(phantom: Phantom, draws: Draws) -> Iterator[Question]
         pair = (MODALITY_WITH_ARTICLE[modality], MODALITY_WITH_ARTICLE[other])
         yield _either("MODALITY", MODALITY_WORDS[modality], "Is this {a} or {b}?", *pair, draws)
     if phantom.sequence and draws.share(0.6):
-        yield _either(
-            "MODALITY", phantom.sequence.upper(), "Is this a {a} or a {b} image?", "T1", "T2", draws
-        )
+        yield _either("MODALITY", phantom.sequence.upper(), "Is this a {a} or a {b} image?", "T1", "T2", draws)
 
     yield _open(
         "PLANE", PLANE_WORDS[plane], draws,
@@ -125,9 +123,7 @@ def _presence_questions(phantom: Phantom, draws: Draws) -> Iterator[Question]:
     count, view = len(phantom.lesions), VIEWS[phantom.view]
     share_without = LESION_COUNT_SHARES[0]
     if draws.share(_thinned(count > 0, 1 - share_without)):
-        yield _yes_no(
-            "PRES", count > 0, draws, "Is there a lesion?", "Is a lesion present?", "Do you see a lesion?"
-        )
+        yield _yes_no("PRES", count > 0, draws, "Is there a lesion?", "Is a lesion present?", "Do you see a lesion?")
     for finding in view.findings:
         seen = getattr(phantom, finding) not in (False, "no")
         if draws.share(_thinned(seen, FINDING_SHARE)):
@@ -206,9 +202,7 @@ def _pairing(shares: Mapping[str, float]) -> dict[str, dict[str, float]]:
         for key, share in shares.items():
             others = math.fsum(factor[other] for other in shares if other != key)
             factor[key] = 0.5 * factor[key] + 0.5 * share / others
-    return {
-        key: {other: factor[key] * factor[other] for other in shares if other != key} for key in shares
-    }
+    return {key: {other: factor[key] * factor[other] for other in shares if other != key} for key in shares}
 
 
 def _shares(attribute: str) -> dict[str, float]:

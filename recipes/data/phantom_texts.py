@@ -21,9 +21,7 @@ PLANE_WORDS = {
     "lateral": "lateral",
     "oblique": "oblique",
 }
-PLANE_WITH_ARTICLE = {
-    key: f"an {word}" if word[0] in "ao" else f"a {word}" for key, word in PLANE_WORDS.items()
-}
+PLANE_WITH_ARTICLE = {key: f"an {word}" if word[0] in "ao" else f"a {word}" for key, word in PLANE_WORDS.items()}
 SEQUENCE_WORDS = {"t1": "T1-weighted", "t2": "T2-weighted"}
 CONTRAST_WORDS = {True: "with contrast", False: "without contrast"}
 COUNT_WORDS = ("No", "One", "Two", "Three")
@@ -80,7 +78,7 @@ def describe_lesion(lesion: Lesion) -> str:
 
 
 def caption(phantom: Phantom) -> str:
-    """Return one or two sentences: the examination, each lesion's size, tone, shape and place, or that there is none."""
+    """Return one or two sentences: the examination, then each lesion's size, tone, shape and place, or none."""
     lesions = [describe_lesion(lesion) for lesion in phantom.lesions]
     if not lesions:
         return f"{examination(phantom)}. No lesion is seen."
@@ -123,7 +121,9 @@ def referring_phrases(phantom: Phantom) -> list[tuple[str, Box]]:
         side = f" on the {lesion.side}" if lesion.side else ""
         phrases.append(f"the {lesion.size} {lesion.tone} lesion{side} {LEVEL_PHRASES[lesion.level]}")
     count = Counter(phrases)
-    return [(phrase, lesion.box) for phrase, lesion in zip(phrases, phantom.lesions, strict=True) if count[phrase] == 1]
+    return [
+        (phrase, lesion.box) for phrase, lesion in zip(phrases, phantom.lesions, strict=True) if count[phrase] == 1
+    ]
 
 
 def _capital(text: str) -> str:

@@ -93,17 +93,18 @@ VIEWS = {
 
 @dataclass(frozen=True)
 class _Level:
-    """Radii in body units, and how far a lesion departs from the tissue."""
+    """Radii in body units; the length of an elongated lesion over its width, and whether some stand upright."""
 
     small: tuple[float, float]
     large: tuple[float, float]
     aspect: float
+    turns: bool
 
 
 _LEVELS: dict[str, _Level] = {
-    "easy": _Level((0.085, 0.105), (0.17, 0.2), 1.6),
-    "medium": _Level((0.08, 0.11), (0.15, 0.2), 1.35),
-    "hard": _Level((0.06, 0.085), (0.11, 0.16), 1.3),
+    "easy": _Level((0.085, 0.105), (0.165, 0.19), 2.0, False),
+    "medium": _Level((0.08, 0.11), (0.15, 0.19), 1.7, True),
+    "hard": _Level((0.06, 0.085), (0.11, 0.16), 1.5, True),
 }
 DIFFICULTIES = tuple(_LEVELS)
 
@@ -284,7 +285,7 @@ def _draw_lesions(draws: Draws, view: View, pose: Pose, level: _Level) -> tuple[
             shape = "elongated"
             stretch = math.sqrt(level.aspect)  # the area stays
             radius_x, radius_y = radius * stretch, radius / stretch
-            if draws.share(0.5):
+            if level.turns and draws.share(0.5):
                 radius_x, radius_y = radius_y, radius_x
         x = view.columns[column] + draws.between(-0.04, 0.04)
         y = view.rows[row] + draws.between(-0.04, 0.04)

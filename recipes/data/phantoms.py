@@ -130,7 +130,9 @@ def write_phantoms(
         found = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         if found == settings:
             return folder
-        raise PeFoMedError(f"{folder} holds phantoms of other settings ({SETTINGS_FILE}); name another folder or delete it")
+        raise PeFoMedError(
+            f"{folder} holds phantoms of other settings ({SETTINGS_FILE}); name another folder or delete it"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PeFoMedError(f"{folder} exists and holds no phantoms; name a new or empty folder")
     staged = folder.with_name(f".{folder.name}.partial")

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor, shared_prefix_length
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
+
+from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor, shared_prefix_length
 
 from ..devices import default_dtype
 from ..errors import PeFoMedError
@@ -34,7 +35,9 @@ class Request:
     images: tuple[Image.Image, ...]
 
 
-def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor]:
+def load_model(
+    folder: str | Path, dtype: torch.dtype | None = None
+) -> tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor]:
     """Return a model in evaluation mode and its processor, from an adapter or a base model: a folder or a Hub id.
 
     Raises:

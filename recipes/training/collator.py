@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+
 from modeling_pefomed import PeFoMedProcessor, shared_prefix_length
 
 from ..errors import PeFoMedError
@@ -29,7 +30,7 @@ IGNORED = -100
 
 @dataclass
 class Segment:
-    """One sample as token ids: `prompt` (all before the answer, image tokens included) and `answer` with its end token."""
+    """One sample as token ids: `prompt` (all before the answer, image tokens included), `answer` and end token."""
 
     sample_id: str
     prompt: list[int]
@@ -68,8 +69,8 @@ def pack_samples(
     max_questions_per_image: int,
     seed: int,
 ) -> Dataset:
-    """Return a dataset of packed rows, one image (or image set) each; an image's questions are spread over several rows
-    when they are more than `max_questions_per_image` or longer than `max_length` tokens.
+    """Return a dataset of packed rows, one image (or image set) each; an image's questions are spread over several
+    rows when they are more than `max_questions_per_image` or longer than `max_length` tokens.
 
     Args:
         instruction: gives a sample's text after the task identifier.
@@ -86,7 +87,9 @@ def pack_samples(
         answer = processor.encode_answer(sample.answers[0])
         if len(prompt) + len(answer) > max_length:
             too_long.append(f"{sample.id} ({len(prompt) + len(answer)} tokens)")
-        groups.setdefault((*sample.image_paths, sample.task), []).append((sample.id, Segment(sample.id, prompt, answer)))
+        groups.setdefault((*sample.image_paths, sample.task), []).append(
+            (sample.id, Segment(sample.id, prompt, answer))
+        )
     if too_long:
         raise PeFoMedError(
             f"{len(too_long)} samples are longer than max_length={max_length} tokens, image tokens included: "

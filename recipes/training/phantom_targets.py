@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pefomed_recipes.data.phantoms import Phantom, case_seed, draw_phantom, render_phantom
+from pefomed_recipes.data.phantoms import VIEWS, Lesion, Phantom, case_seed, draw_phantom, render_phantom
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,18 +35,32 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "size": ("small", "large"),
     "tone": ("bright", "dark"),
     "shape": ("round", "elongated"),
+    # Whether a lesion lies in this quarter of the body; a count is their sum.
+    "quarter_1": ("no", "yes"),
+    "quarter_2": ("no", "yes"),
+    "quarter_3": ("no", "yes"),
+    "quarter_4": ("no", "yes"),
 }
-PATCH_CLASSES = ("none", "small bright", "large bright", "small dark", "large dark")
+# What lies in a patch, in which quarter of the body, and which way it stretches: three labels of every patch.
+PATCH_LABELS: dict[str, tuple[str, ...]] = {
+    "lesion": ("none", "small bright", "large bright", "small dark", "large dark"),
+    "quarter": ("none", "1", "2", "3", "4"),
+    "outline": ("none", "round", "wide", "high"),
+}
 
 
 @dataclass
 class PhantomBatch:
     """`pixel_values` float32 `(N, 3, size, size)`, normalised; `labels` int64 `(N, attributes)`, `UNKNOWN` where none;
-    `patch_labels` int64 `(N, patches)`, an index into `PATCH_CLASSES` for each patch in reading order."""
+    `patch_labels` int64 `(N, patches, 3)`, for each patch in reading order a class index for each of `PATCH_LABELS`."""
 
     pixel_values: torch.Tensor
     labels: torch.Tensor
     patch_labels: torch.Tensor
+
+    def to(self, device: torch.device) -> PhantomBatch:
+        """Return the batch on a device."""
+        return PhantomBatch(self.pixel_values.to(device), self.labels.to(device), self.patch_labels.to(device))
 
 
 def attribute_labels(phantom: Phantom) -> list[int]:
@@ -60,16 +74,30 @@ def attribute_labels(phantom: Phantom) -> list[int]:
         values[name] = "" if seen is None else "yes" if seen else "no"
     for name in ("side", "level", "size", "tone", "shape"):
         values[name] = getattr(phantom.lesions[0], name) if count == 1 else ""
+    occupied = {quarter(phantom, lesion) for lesion in phantom.lesions}
+    values |= {f"quarter_{number}": "yes" if number in occupied else "no" for number in (1, 2, 3, 4)}
     return [
         classes.index(values[name]) if values[name] in classes else UNKNOWN for name, classes in ATTRIBUTES.items()
     ]
 
 
-def patch_labels(phantom: Phantom, patches_a_side: int) -> list[int]:
-    """Return the lesion class of each patch, reading order; a patch counts where a lesion's box covers its centre."""
-    labels = [0] * patches_a_side**2
+def quarter(phantom: Phantom, lesion: Lesion) -> int:
+    """Return which of the view's four places holds a lesion, 1 to 4 in reading order."""
+    columns, rows = VIEWS[phantom.view].columns, VIEWS[phantom.view].rows
+    return 1 + 2 * (lesion.y > sum(rows) / 2) + (lesion.x > sum(columns) / 2)
+
+
+def patch_labels(phantom: Phantom, patches_a_side: int) -> list[tuple[int, int, int]]:
+    """Return the classes of each patch, reading order; a patch shows a lesion where the lesion's box covers the
+    patch's centre, and in the patch of the lesion's own centre."""
+    labels = [(0, 0, 0)] * patches_a_side**2
     for lesion in phantom.lesions:
-        label = PATCH_CLASSES.index(f"{lesion.size} {lesion.tone}")
+        outline = "round" if lesion.shape == "round" else "wide" if lesion.radius_x > lesion.radius_y else "high"
+        label = (
+            PATCH_LABELS["lesion"].index(f"{lesion.size} {lesion.tone}"),
+            quarter(phantom, lesion),
+            PATCH_LABELS["outline"].index(outline),
+        )
         x1, y1, x2, y2 = (edge * patches_a_side / 100 for edge in lesion.box)
         middle_row, middle_column = int((y1 + y2) / 2), int((x1 + x2) / 2)
         for row in range(int(y1), min(int(y2) + 1, patches_a_side)):

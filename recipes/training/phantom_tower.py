@@ -26,7 +26,7 @@ from transformers import Blip2VisionConfig, Blip2VisionModel
 
 from ..devices import default_dtype
 from ..errors import PeFoMedError
-from .phantom_targets import ATTRIBUTES, PATCH_CLASSES, UNKNOWN, PhantomBatch, phantom_batch, prefetched_batches
+from .phantom_targets import ATTRIBUTES, PATCH_LABELS, UNKNOWN, PhantomBatch, phantom_batch, prefetched_batches
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +41,14 @@ class TowerSettings:
     """Sizes and schedule. The defaults were tuned on two CPU cores to end within 150 seconds."""
 
     hidden_size: int = 128
+    intermediate_size: int = 256
     layers: int = 4
     heads: int = 4
     image_size: int = 64
     patch_size: int = 8
     difficulty: str = "easy"
-    steps: int = 1200
-    batch_size: int = 64
+    steps: int = 1000
+    batch_size: int = 32
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     warmup_steps: int = 60
@@ -67,7 +68,7 @@ class TowerWithHeads(nn.Module):
         self.tower = build_tower(settings)
         self.of_image = nn.Linear(width, outputs)
         self.of_group = nn.Linear(GROUP_SIZE * width, outputs)
-        self.of_patch = nn.Linear(width, len(PATCH_CLASSES))
+        self.of_patch = nn.Linear(width, sum(map(len, PATCH_LABELS.values())))
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return logits: of the image `(N, outputs)`, groups `(N, groups, outputs)`, patches `(N, patches, classes)`."""
@@ -81,7 +82,7 @@ def build_tower(settings: TowerSettings) -> Blip2VisionModel:
     tower = Blip2VisionModel(
         Blip2VisionConfig(
             hidden_size=settings.hidden_size,
-            intermediate_size=4 * settings.hidden_size,
+            intermediate_size=settings.intermediate_size,
             num_hidden_layers=settings.layers,
             num_attention_heads=settings.heads,
             image_size=settings.image_size,
@@ -90,7 +91,22 @@ def build_tower(settings: TowerSettings) -> Blip2VisionModel:
         )
     )
     tower.post_layernorm.eps = POST_LAYERNORM_EPS
+    with torch.no_grad():
+        # Positions as weak as initializer_range are hardly learned in so few steps: left and right stay unread.
+        tower.embeddings.position_embedding[0, 1:] = sine_positions(
+            settings.image_size // settings.patch_size, settings.hidden_size
+        )
     return tower
+
+
+def sine_positions(patches_a_side: int, width: int) -> torch.Tensor:
+    """Return position embeddings `(patches, width)` to start from: waves along columns and along rows, -0.5..0.5."""
+    at = (torch.arange(patches_a_side) + 0.5) / patches_a_side
+    waves = at[:, None] * math.pi * torch.linspace(0.5, patches_a_side / 2, width // 4)
+    one_axis = 0.5 * torch.cat([waves.sin(), waves.cos()], dim=-1)  # (patches_a_side, width / 2)
+    rows = one_axis[:, None].expand(-1, patches_a_side, -1)
+    columns = one_axis[None].expand(patches_a_side, -1, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(patches_a_side**2, width)
 
 
 def pretrain_tower(
@@ -125,7 +141,7 @@ def pretrain_tower(
 
     started = time.monotonic()
     torch.manual_seed(settings.seed)
-    model = TowerWithHeads(settings)
+    model = TowerWithHeads(settings).to("cuda" if torch.cuda.is_available() else "cpu")
     steps = _train(model, settings, seconds)
     trained = time.monotonic()
     model.eval()
@@ -149,7 +165,8 @@ def _train(model: TowerWithHeads, settings: TowerSettings, seconds: float | None
         lr=settings.learning_rate,
         betas=(0.9, 0.98),
     )
-    dtype = default_dtype()
+    device = next(model.parameters()).device
+    is_mixed = default_dtype() == torch.bfloat16
     batches: Iterator[PhantomBatch] = prefetched_batches(
         "tower_train", settings.steps, settings.batch_size, **_rendering(settings)
     )
@@ -164,7 +181,8 @@ def _train(model: TowerWithHeads, settings: TowerSettings, seconds: float | None
                 break
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _rate(progress, step / max(settings.warmup_steps, 1))
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        batch = batch.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_mixed):
             logits = model(batch.pixel_values)
         loss = tower_loss(logits, batch)
         optimizer.zero_grad(set_to_none=True)
@@ -198,16 +216,23 @@ def _rate(progress: float, warmup: float) -> float:
 
 
 def tower_loss(logits: tuple[torch.Tensor, torch.Tensor, torch.Tensor], batch: PhantomBatch) -> torch.Tensor:
-    """Return the sum of three losses: attributes from the whole image, from every group alone, lesions of patches."""
+    """Return the sum of the losses: attributes from the whole image, from every group alone, lesions of patches."""
     of_image, of_group, of_patch = (part.float() for part in logits)
     groups = of_group.shape[1]
     image_loss = _attribute_loss(of_image, batch.labels)
     group_loss = _attribute_loss(of_group.flatten(0, 1), batch.labels.repeat_interleave(groups, dim=0))
-    # Most patches hold no lesion: they would drown the others.
-    weight = torch.ones(len(PATCH_CLASSES))
-    weight[0] = 0.2
-    patch_loss = F.cross_entropy(of_patch.flatten(0, 1), batch.patch_labels.flatten(), weight)
-    return image_loss + group_loss + patch_loss
+    return image_loss + group_loss + _patch_loss(of_patch.flatten(0, 1), batch)
+
+
+def _patch_loss(logits: torch.Tensor, batch: PhantomBatch) -> torch.Tensor:
+    parts = logits.split([len(classes) for classes in PATCH_LABELS.values()], dim=-1)
+    labels = batch.patch_labels.flatten(0, 1)  # (N * patches, labels)
+    losses = []
+    for column, part in enumerate(parts):
+        # Most patches show no lesion: they would drown the others.
+        weight = torch.tensor([0.2] + [1.0] * (part.shape[-1] - 1), device=part.device)
+        losses.append(F.cross_entropy(part, labels[:, column], weight))
+    return torch.stack(losses).mean()
 
 
 def _attribute_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -234,11 +259,15 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def measure_tower(model: TowerWithHeads, settings: TowerSettings, *, test: int = 1000, probe: int = 3000) -> dict[str, Any]:
+def measure_tower(
+    model: TowerWithHeads, settings: TowerSettings, *, test: int = 1000, probe: int = 3000
+) -> dict[str, Any]:
     """Return the accuracies on `test` held-out phantoms; the linear probe is fitted on `probe` other held-out ones."""
+    device = next(model.parameters()).device
     features, labels, head = [], [], []
     for first in range(0, test + probe, 250):
-        batch = phantom_batch("tower_heldout", first, min(250, test + probe - first), **_rendering(settings))
+        count = min(250, test + probe - first)
+        batch = phantom_batch("tower_heldout", first, count, **_rendering(settings)).to(device)
         tokens = model.tower(batch.pixel_values).last_hidden_state[:, 1:]
         features.append(tokens.mean(1))
         labels.append(batch.labels)
@@ -272,7 +301,7 @@ def linear_probe(x: torch.Tensor, labels: torch.Tensor, x_test: torch.Tensor, ri
     for column, classes in enumerate(ATTRIBUTES.values()):
         told = labels[:, column] != UNKNOWN
         known, target = x[told], F.one_hot(labels[told, column], len(classes)).double()
-        penalty = ridge * torch.eye(x.shape[1], dtype=torch.float64)
+        penalty = ridge * torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
         answers.append(x_test @ torch.linalg.solve(known.T @ known + penalty, known.T @ target))
     return torch.cat(answers, dim=-1)
 

@@ -19,7 +19,18 @@ import torch
 
 from ..records import Sample
 
-PACKAGES = ("pefomed", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub", "numpy", "pillow")
+PACKAGES = (
+    "pefomed",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "numpy",
+    "pillow",
+)
 
 
 def code_commit() -> str | None:
@@ -30,7 +41,11 @@ def code_commit() -> str | None:
             ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
         ).stdout.strip()
         dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=folder, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -63,7 +78,12 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
-    return {"python": platform.python_version(), "packages": versions, "device": device, "threads": torch.get_num_threads()}
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def utc_now() -> str:

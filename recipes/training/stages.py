@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppingCallback, TrainerCallback
+
+from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 
 from ..data.datasets_index import load_samples
 from ..data.images import load_image
@@ -26,14 +28,16 @@ from .arguments import RecipeArguments, StageConfig, parse_arguments, resolved
 from .building import add_adapter, load_adapter
 from .callbacks import CompleteCheckpointCallback, FrozenWeightsCallback, LossCurveCallback, last_complete_checkpoint
 from .collator import PackedRowCollator, pack_samples
+from .embedded import quickstart_base, quickstart_phantoms
 from .provenance import code_commit, data_fingerprint, environment, utc_now, write_json
 from .trainer import PackedSFTTrainer
 
 logger = logging.getLogger(__name__)
 
 RUN_RECORD = "run.json"
-STAGE1_DEFAULTS: dict[str, Any] = {"task": "caption", "output_dir": "runs/stage1"}
-STAGE2_DEFAULTS: dict[str, Any] = {"task": "vqa", "output_dir": "runs/stage2"}
+# Without --config, a stage is the quickstart's.
+STAGE1_DEFAULTS: dict[str, Any] = {"task": "caption", "output_dir": "runs/stage1", "config": "stage1/phantoms"}
+STAGE2_DEFAULTS: dict[str, Any] = {"task": "vqa", "output_dir": "runs/stage2", "config": "stage2/phantoms_vqa"}
 
 
 def main(arguments: Sequence[str], defaults: dict[str, Any], description: str) -> dict[str, Any]:
@@ -42,13 +46,15 @@ def main(arguments: Sequence[str], defaults: dict[str, Any], description: str) -
     Raises:
         PeFoMedError, ConfigError: with one sentence that says what to do.
     """
+    if not any(word == "--config" or word.startswith("--config=") for word in arguments):
+        arguments = [f"--config={defaults['config']}", *arguments]
     recipe, config = parse_arguments(arguments, defaults, description)
-    if recipe.base is None or (recipe.dataset == "phantoms" and recipe.data_root is None):
-        from ..quickstart_parts import default_base, default_phantoms
-
-        recipe.base = recipe.base or str(default_base())
-        if recipe.dataset == "phantoms" and recipe.data_root is None:
-            recipe.data_root = str(default_phantoms(recipe.task))
+    if recipe.base is None:
+        recipe.base = str(quickstart_base())
+    if recipe.data_root is None:
+        if recipe.dataset != "phantoms":
+            raise ConfigError(f"dataset {recipe.dataset} needs --data_root, the folder of your data")
+        recipe.data_root = str(quickstart_phantoms())
     return run_stage(recipe, config)
 
 
@@ -97,9 +103,13 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         PeFoMedError: the data, the base or the adapter cannot be used; nothing is written before they are checked.
     """
     started, clock = utc_now(), time.monotonic()
-    if recipe.base is None:
-        raise ConfigError("no base model is named; pass --base")
+    if recipe.base is None or recipe.data_root is None:
+        raise ConfigError("a run needs a base model and a data folder: --base and --data_root")
     output = Path(config.output_dir)
+    finished = finished_record(output, resolved(recipe, config))
+    if finished is not None:
+        logger.warning("%s is complete and is reused", output)
+        return finished
     limit = recipe.max_train_samples
     train_samples = load_samples(recipe.dataset, recipe.data_root, "train", recipe.task)[:limit]
     validation_samples = load_samples(recipe.dataset, recipe.data_root, "validation", recipe.task)[:limit]
@@ -152,6 +162,29 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         for folder in output.glob("checkpoint-*"):
             shutil.rmtree(folder)
         write_json(output / RUN_RECORD, record)
+    return record
+
+
+def finished_record(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the record of a finished run of the same settings in this folder, or `None` when there is no run.
+
+    Raises:
+        ConfigError: the folder holds a finished run of other settings; the differences are named.
+    """
+    if not (output / RUN_RECORD).is_file():
+        return None
+    record = json.loads((output / RUN_RECORD).read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(settings, default=str))
+    differences = [
+        f"{key} {record['settings'].get(key)!r} there, {wanted.get(key)!r} now"
+        for key in sorted(set(wanted) | set(record["settings"]))
+        if wanted.get(key) != record["settings"].get(key) and key not in ("resume", "logging_dir")
+    ]
+    if differences:
+        raise ConfigError(
+            f"{output} holds a finished run of other settings: {'; '.join(differences)}. "
+            "Name another --output_dir or delete the folder."
+        )
     return record
 
 

@@ -32,7 +32,9 @@ class PackedSFTTrainer(SFTTrainer):
         targets = targets[targets != -100]
         hits = (outputs.logits.detach().argmax(-1) == targets).sum()
         hits, labelled, tokens = self.accelerator.gather_for_metrics(
-            torch.stack([hits, torch.tensor(targets.numel(), device=hits.device), inputs["attention_mask"].sum()])[None]
+            torch.stack([hits, torch.tensor(targets.numel(), device=hits.device), inputs["attention_mask"].sum()])[
+                None
+            ]
         ).sum(0)
         self._metrics[mode]["mean_token_accuracy"].append((hits / labelled).item())
         if mode == "train":

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `pefomed` command: one place that joins all rooms. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import quickstart as quickstart_launcher
+from . import score as score_launcher
+from . import stage1 as stage1_launcher
+from . import stage2 as stage2_launcher
+from .errors import one_line_errors
+from .predict import predict
+
+app = typer.Typer(
+    help="Adapt a multimodal LLM to medical images: two-stage fine-tuning, predictions, evaluation one can believe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a traceback must not show patient text
+)
+# The stages' options are those of their configuration classes, which only training imports.
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+app.command()(quickstart_launcher.quickstart)
+
+
+@app.command(context_settings=PASS_ON)
+def stage1(context: typer.Context) -> None:
+    """Fine-tune on captions. `--config NAME`, `--key value ...`, `--help` for all keys."""
+    stage1_launcher.main(context.args)
+
+
+@app.command(context_settings=PASS_ON)
+def stage2(context: typer.Context) -> None:
+    """Fine-tune on questions, reports or boxes. `--config NAME`, `--key value ...`, `--help` for all keys."""
+    stage2_launcher.main(context.args)
+
+
+app.command()(predict)
+app.command("score")(score_launcher.command)
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    question: Annotated[str, typer.Argument(help="A question, or the request for another task.")],
+    model: Annotated[str, typer.Option(help="Adapter or base model: a folder or Hub id.")] = "runs/quickstart/stage2",
+    task: Annotated[str, typer.Option(help="caption, vqa, report or refer.")] = "vqa",
+) -> None:
+    """Ask one question about one image."""
+    with one_line_errors():
+        from .data.images import load_image
+        from .inference.generate import Request, generate_answers, load_model
+        from .records import TASKS
+
+        if task not in TASKS:
+            raise typer.BadParameter(f"{task}; expected one of {', '.join(TASKS)}", param_hint="--task")
+        request = Request("", task, question, (load_image(image),))
+        [(_, answer)] = generate_answers(*load_model(model), [request])
+        typer.echo(answer)
+
+
+@app.command()
+def phantoms(
+    out: Annotated[Path | None, typer.Option(help="Folder for a data set (train, validation, test).")] = None,
+    preview: Annotated[Path | None, typer.Option(help="PNG for a contact sheet.")] = None,
+    cases: Annotated[int, typer.Option(help="Images of the contact sheet, or of the training split.")] = 20,
+    difficulty: Annotated[str, typer.Option(help="easy, medium or hard.")] = "easy",
+    size_px: Annotated[int, typer.Option(help="Width and height of the images.")] = 224,
+    seed: Annotated[int, typer.Option(help="Another seed gives other cases.")] = 0,
+) -> None:
+    """Draw images whose truth is known exactly: a data set with --out, a picture of it with --preview."""
+    with one_line_errors():
+        from .data.phantoms import contact_sheet, write_phantoms
+        from .records import TASKS
+
+        if (out is None) == (preview is None):
+            raise typer.BadParameter("give either --out FOLDER or --preview FILE.png")
+        if preview is not None:
+            contact_sheet(preview, cases=cases, difficulty=difficulty, size_px=size_px, seed=seed)
+        if out is not None:
+            held_out = max(1, cases // 10)
+            split = {"train": cases, "validation": held_out, "test": held_out}
+            write_phantoms(out, tasks=TASKS, cases_per_split=split, seed=seed, difficulty=difficulty, size_px=size_px)
+        typer.echo(f"wrote {preview or out}", err=True)
+
+
+def main() -> None:
+    """Entry point of `pefomed`. `--debug` anywhere shows tracebacks instead of one line."""
+    if "--debug" in sys.argv:
+        sys.argv.remove("--debug")
+        os.environ["PEFOMED_DEBUG"] = "1"
+    app()
+
+
+if __name__ == "__main__":
+    main()

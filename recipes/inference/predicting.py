@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a data set and an adapter to a prediction file: resumable, deterministic, with controls."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
+
+from ..data.images import load_image
+from ..data.instructions import VqaTemplate, render_instruction
+from ..errors import ConfigError, PeFoMedError
+from ..records import Prediction, Sample, read_records, write_records
+from .generate import Request, generate_answers, load_model
+
+logger = logging.getLogger(__name__)
+
+CONTROLS = ("", "blank_image")
+
+
+def blank_image(processor: PeFoMedProcessor) -> Image.Image:
+    """Return an image that says nothing: uniform, at the mean colour, so that all its pixels are 0 when normalised."""
+    size = processor.image_processor.size
+    colour = tuple(round(255 * mean) for mean in processor.image_processor.image_mean)
+    return Image.new("RGB", (size["width"], size["height"]), colour)
+
+
+def model_identity(folder: str | Path) -> tuple[str, str]:
+    """Return the names of the base model and of the adapter for the record, without any folder of this machine.
+
+    An adapter is named by its folder's last part and the first digits of its weights' sha256; "" means a bare base.
+    """
+    folder = Path(folder)
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        return folder.name, ""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+    return Path(config.get("base_model_name_or_path") or "").name, f"{folder.name}@{digest}"
+
+
+def predict(
+    folder: str | Path,
+    samples: list[Sample],
+    out: Path,
+    *,
+    control: str = "",
+    template: VqaTemplate = "short_answer",
+    rows_per_batch: int = 64,
+    model_and_processor: tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor] | None = None,
+) -> Path:
+    """Answer every sample and write `out`, one [`Prediction`] a line in the samples' order; return `out`.
+
+    Answers are kept in `out.partial` as they come. A second call with the same model, control and template goes on
+    from there; `out` itself appears only when it is whole, and is then left as it is.
+
+    Args:
+        folder: adapter or base model.
+        control: "" or `blank_image` (every image replaced by a blank one).
+        template: wording of VQA questions.
+        model_and_processor: what `load_model(folder)` returned, when it is loaded already.
+
+    Raises:
+        PeFoMedError: no samples, an unreadable image, or `out` holds predictions of another model.
+        ConfigError: an unknown control.
+    """
+    if control not in CONTROLS:
+        raise ConfigError(f"unknown control {control!r}; expected blank_image")
+    if not samples:
+        raise PeFoMedError("There is nothing to predict: found 0 samples.")
+    model_name, adapter = model_identity(folder)
+    who = {"control": control, "model": model_name, "adapter": adapter}
+    if out.is_file() and _matches(read_records(out, Prediction), samples, who):
+        return out
+    partial = out.with_name(out.name + ".partial")
+    done = {p.id: p for p in _read_partial(partial) if all(getattr(p, key) == value for key, value in who.items())}
+    if done:
+        logger.info("%d of %d answers are there already", len(done), len(samples))
+    model, processor = model_and_processor or load_model(folder)
+    blank = blank_image(processor) if control == "blank_image" else None
+    by_id = {sample.id: sample for sample in samples}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    todo = [sample for sample in samples if sample.id not in done]
+    with partial.open("a", encoding="utf-8") as lines, tqdm(
+        total=len(samples), initial=len(done), desc=f"answers{' ' + control if control else ''}",
+        disable=not sys.stderr.isatty(),
+    ) as progress:  # fmt: skip
+        for requests, prompts in _requests(todo, processor, blank, template, rows_per_batch):
+            for sample_id, answer in generate_answers(model, processor, requests, rows_per_batch=rows_per_batch):
+                prediction = Prediction.of(by_id[sample_id], answer, prompt_sha256=prompts[sample_id], **who)
+                done[sample_id] = prediction
+                lines.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+                progress.update()
+            lines.flush()
+    write_records(out, (done[sample.id] for sample in samples))
+    partial.unlink()
+    return out
+
+
+def _requests(
+    samples: list[Sample], processor: PeFoMedProcessor, blank: Image.Image | None, template: VqaTemplate, size: int
+) -> Iterator[tuple[list[Request], dict[str, str]]]:
+    """Yield requests in portions whose images fit into memory, and the sha256 of each one's prompt by sample id.
+
+    Samples about the same image are put side by side first, so that few images are opened twice.
+    """
+    groups: dict[tuple[str, ...], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(tuple(sample.image_paths), []).append(sample)
+    ordered = [sample for group in groups.values() for sample in group]
+    for portion in (ordered[start : start + size] for start in range(0, len(ordered), size)):
+        opened = {path: blank or load_image(path) for sample in portion for path in sample.image_paths}
+        requests, prompts = [], {}
+        for sample in portion:
+            instruction = render_instruction(sample, training=False, template=template)
+            images = tuple(opened[path] for path in sample.image_paths)
+            requests.append(Request(sample.id, sample.task, instruction, images))
+            ids = processor.encode_prompt(instruction, sample.task, num_images=len(images))
+            prompts[sample.id] = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+        yield requests, prompts
+
+
+def _read_partial(path: Path) -> list[Prediction]:
+    """Return the whole lines of an interrupted run; a torn last line is dropped."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    path.write_text(whole, encoding="utf-8")
+    return read_records(path, Prediction)
+
+
+def _matches(predictions: list[Prediction], samples: list[Sample], who: dict[str, str]) -> bool:
+    """Whether a finished file is by the same model about the same samples.
+
+    Raises:
+        PeFoMedError: it is not.
+    """
+    same_model = all(getattr(p, key) == value for p in predictions for key, value in who.items())
+    if same_model and [p.id for p in predictions] == [s.id for s in samples]:
+        return True
+    raise PeFoMedError(
+        "The output file holds predictions of another model or data set; name another file or delete it."
+    )

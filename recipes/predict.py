@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers a data set with an adapter: `python recipes/predict.py ADAPTER --dataset jsonl --data-root DIR`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pefomed_recipes.errors import one_line_errors
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="Adapter or base model: a folder or Hub id.")],
+    data_root: Annotated[Path, typer.Option(help="The data set's folder.")],
+    dataset: Annotated[str, typer.Option(help="jsonl or phantoms.")] = "jsonl",
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    task: Annotated[str, typer.Option(help="caption, vqa, report or refer.")] = "vqa",
+    out: Annotated[Path, typer.Option(help="Where the predictions go.")] = Path("predictions.jsonl"),
+    control: Annotated[str, typer.Option(help="blank_image: answer without seeing the images.")] = "",
+    template: Annotated[str, typer.Option(help="plain or short_answer wording of questions.")] = "short_answer",
+    limit: Annotated[int | None, typer.Option(help="Only the first samples.")] = None,
+    rows_per_batch: Annotated[int, typer.Option(help="Answers decoded together.")] = 64,
+) -> None:
+    """Answer every sample of a split; an interrupted run goes on where it stopped."""
+    with one_line_errors():
+        from pefomed_recipes.data.datasets_index import load_samples
+        from pefomed_recipes.inference.predicting import predict as run
+
+        samples = load_samples(dataset, data_root, split, task)[:limit]
+        run(model, samples, out, control=control, template=template, rows_per_batch=rows_per_batch)
+        typer.echo(f"wrote {out}", err=True)
+
+
+if __name__ == "__main__":
+    typer.run(predict)

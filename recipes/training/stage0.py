@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 0 of the embedded default, not part of the paper: a small vision tower and the projector's start.
+
+The paper freezes EVA ViT-g and starts from MiniGPT-v2's projector. Where nothing but PyPI is in reach, a small tower
+of the same kind (`Blip2VisionModel`) and a projector are pretrained on phantoms, in two minutes: the image tokens must
+point at the words that describe the image, in the frozen language model's own word embeddings (a bag-of-words
+objective; the language model itself does not run). Both later stages then freeze the tower, as the paper does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2VisionConfig, Blip2VisionModel
+
+from modeling_pefomed import PeFoMedImageProcessor, group_patch_tokens
+
+from ..data.phantoms import case_seed, draw_phantom, facts, render_phantom
+
+logger = logging.getLogger(__name__)
+
+RECORD, PROJECTOR = "stage0.json", "projector.safetensors"
+GROUP_SIZE = 4
+# How a fact is said, where its value alone does not say it.
+PHRASES = {
+    "modality=ct": "CT", "modality=mri": "MRI", "modality=xray": "X-ray", "plane=pa": "PA",
+    "sequence=t1": "T1", "sequence=t2": "T2", "contrast=yes": "contrast", "contrast=no": "no contrast",
+    "cardiomegaly=yes": "cardiomegaly", "cardiomegaly=no": "normal heart",
+    "ventricles=enlarged": "enlarged ventricles", "ventricles=normal": "normal ventricles",
+    "gallstone=yes": "gallstone", "gallstone=no": "no gallstone",
+    "effusion=no": "no effusion", "effusion=yes": "effusion", "effusion=left": "left effusion",
+    "effusion=right": "right effusion",
+    "lesions=0": "no lesion", "lesions=1": "one lesion", "lesions=2": "two lesions", "lesions=3": "three lesions",
+}  # fmt: skip
+
+
+@dataclass
+class StageZeroSettings:
+    """Sizes and schedule; tuned on held-out phantoms to take about two minutes on two CPU cores."""
+
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    layers: int = 4
+    heads: int = 4
+    image_size: int = 64
+    patch_size: int = 8
+    cases: int = 24_000
+    steps: int = 1000
+    batch_size: int = 64
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.02
+    warmup_steps: int = 50
+    seed: int = 0
+
+
+@dataclass
+class Cases:
+    """Phantoms as `pixels` uint8 `(N, size, size)` and `stated` float32 `(N, facts)`, 1 where a fact is true."""
+
+    pixels: torch.Tensor
+    stated: torch.Tensor
+
+
+class VisualWords(nn.Module):
+    """Tower, grouping and projector, scored against one embedding per fact.
+
+    An image states a fact when one of its image tokens points at the fact's words: the score is a log-sum-exp over the
+    tokens of their products with the words' embedding.
+    """
+
+    def __init__(self, settings: StageZeroSettings, embeddings: torch.Tensor) -> None:
+        super().__init__()
+        self.tower = new_tower(settings)
+        self.projector = nn.Linear(GROUP_SIZE * settings.hidden_size, embeddings.shape[1])
+        self.bias = nn.Parameter(torch.zeros(len(embeddings)))
+        self.scale = nn.Parameter(torch.tensor(math.e))
+        self.num_patches = (settings.image_size // settings.patch_size) ** 2
+        self.register_buffer("embeddings", embeddings)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores `(N, facts)` and image tokens `(N, tokens, hidden)`."""
+        hidden_states = self.tower(pixel_values).last_hidden_state
+        tokens = self.projector(group_patch_tokens(hidden_states, self.num_patches, GROUP_SIZE))
+        products = tokens @ self.embeddings.T * self.scale
+        return torch.logsumexp(products, dim=1) + self.bias, tokens
+
+
+def new_tower(settings: StageZeroSettings) -> Blip2VisionModel:
+    """Return an untrained tower of the paper's kind in the given sizes."""
+    config = Blip2VisionConfig(
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        image_size=settings.image_size,
+        patch_size=settings.patch_size,
+        initializer_range=0.02,  # the default of 1e-10 is meant for loading weights
+    )
+    tower = Blip2VisionModel(config)
+    tower.post_layernorm.eps = 1e-5  # the paper's
+    return tower
+
+
+def random_tower(folder: Path, settings: StageZeroSettings) -> None:
+    """Save an untrained tower: the control that shows what pretraining is worth."""
+    torch.manual_seed(settings.seed)
+    new_tower(settings).save_pretrained(folder)
+
+
+def load_projector(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the state of the projector that [`pretrain_tower`] saved."""
+    return load_file(folder / PROJECTOR)
+
+
+def draw_cases(stream: str, count: int, vocabulary: list[str], settings: StageZeroSettings) -> Cases:
+    """Return the first phantoms of a stream of seeds; no split of a data set uses the streams of stage 0."""
+    pixels = np.empty((count, settings.image_size, settings.image_size), dtype=np.uint8)
+    stated = torch.zeros(count, len(vocabulary))
+    column = {fact: index for index, fact in enumerate(vocabulary)}
+    for index in tqdm(range(count), desc=f"phantoms of {stream}", disable=not sys.stderr.isatty()):
+        phantom = draw_phantom(case_seed(settings.seed, stream, index), "easy")
+        pixels[index] = render_phantom(phantom, settings.image_size)
+        for fact in facts(phantom):
+            if fact in column:
+                stated[index, column[fact]] = 1
+    return Cases(torch.from_numpy(pixels), stated)
+
+
+def fact_vocabulary(settings: StageZeroSettings, cases: int = 2000) -> list[str]:
+    """Return all facts that phantoms state, sorted."""
+    drawn = (draw_phantom(case_seed(settings.seed, "tower_train", index), "easy") for index in range(cases))
+    return sorted(set().union(*(facts(phantom) for phantom in drawn)))
+
+
+def fact_embeddings(llm: str, vocabulary: list[str]) -> tuple[torch.Tensor, float]:
+    """Return one direction per fact `(facts, hidden)`, of length 1, and the mean length of the model's embeddings.
+
+    A direction is the mean embedding of the fact's words less the mean of the whole vocabulary.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    embeddings = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).get_input_embeddings().weight.detach()
+    rows = []
+    for fact in vocabulary:
+        words = PHRASES.get(fact, fact.partition("=")[2])
+        rows.append(embeddings[tokenizer.encode(" " + words, add_special_tokens=False)].mean(0))
+    directions = torch.stack(rows) - embeddings.mean(0)
+    return F.normalize(directions, dim=1), embeddings.norm(dim=1).mean().item()
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    """Return `pixel_values` `(N, 3, size, size)` of grey images, as [`PeFoMedImageProcessor`] makes them."""
+    mean = torch.tensor(PeFoMedImageProcessor.image_mean).view(1, 3, 1, 1)
+    std = torch.tensor(PeFoMedImageProcessor.image_std).view(1, 3, 1, 1)
+    return (pixels[:, None].float() / 255 - mean) / std
+
+
+def pretrain_tower(folder: Path, llm: str, settings: StageZeroSettings) -> dict[str, Any]:
+    """Pretrain tower and projector, save both and return the record; a finished folder is reused.
+
+    The folder holds the tower as `save_pretrained` writes it, `projector.safetensors`, and `stage0.json`: settings,
+    seconds, and the accuracy on 1000 held-out phantoms by kind of fact, of the objective's own scores and of a linear
+    probe on the mean patch token.
+
+    Args:
+        folder: where to save; it appears only when it is whole.
+        llm: Hub id or folder of the language model whose word embeddings are the targets.
+    """
+    if (folder / RECORD).is_file():
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    started = time.monotonic()
+    torch.manual_seed(settings.seed)
+    vocabulary = fact_vocabulary(settings)
+    embeddings, embedding_norm = fact_embeddings(llm, vocabulary)
+    model = VisualWords(settings, embeddings)
+    _train(model, draw_cases("tower_train", settings.cases, vocabulary, settings), settings)
+    record = {
+        "settings": asdict(settings),
+        "seconds": round(time.monotonic() - started, 1),
+        "parameters": sum(p.numel() for p in model.tower.parameters()),
+        **_measure(model.eval(), vocabulary, settings, embedding_norm),
+    }
+    staged = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    model.tower.save_pretrained(staged)
+    save_file({name: value.contiguous() for name, value in model.projector.state_dict().items()}, staged / PROJECTOR)
+    (staged / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(staged, folder)
+    return record
+
+
+def _train(model: VisualWords, cases: Cases, settings: StageZeroSettings) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    generator = torch.Generator().manual_seed(settings.seed)
+    order, count = torch.empty(0, dtype=torch.long), len(cases.pixels)
+    model.train()
+    bar = tqdm(range(1, settings.steps + 1), desc="stage 0", disable=not sys.stderr.isatty())
+    for step in bar:
+        if len(order) < settings.batch_size:
+            order = torch.cat([order, torch.randperm(count, generator=generator)])
+        batch, order = order[: settings.batch_size], order[settings.batch_size :]
+        rate = min(1.0, step / settings.warmup_steps) * (0.51 + 0.49 * math.cos(math.pi * step / settings.steps))
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * rate
+        scores, _ = model(normalised(cases.pixels[batch]))
+        loss = F.binary_cross_entropy_with_logits(scores, cases.stated[batch])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+            logger.info("stage 0, step %d of %d: loss %.3f", step, settings.steps, loss.item())
+
+
+@torch.inference_mode()
+def _measure(
+    model: VisualWords, vocabulary: list[str], settings: StageZeroSettings, embedding_norm: float
+) -> dict[str, Any]:
+    """Return held-out accuracies in percent by kind of fact, after scaling the projector in place so that image tokens
+    are on average as long as word embeddings."""
+    cases = draw_cases("tower_heldout", 4000, vocabulary, settings)
+    scores, features, lengths = [], [], []
+    for start in range(0, len(cases.pixels), 250):
+        pixel_values = normalised(cases.pixels[start : start + 250])
+        score, tokens = model(pixel_values)
+        scores.append(score)
+        lengths.append(tokens.norm(dim=-1).mean())
+        features.append(model.tower(pixel_values).last_hidden_state[:, 1:].mean(1))
+    factor = embedding_norm / torch.stack(lengths).mean().item()
+    model.projector.weight.mul_(factor)
+    model.projector.bias.mul_(factor)
+    probed = linear_probe(torch.cat(features)[1000:], cases.stated[1000:], torch.cat(features)[:1000])
+    kinds: dict[str, list[int]] = {}
+    for index, fact in enumerate(vocabulary):
+        kinds.setdefault(fact.partition("=")[0], []).append(index)
+    accuracy: dict[str, dict[str, float]] = {"accuracy": {}, "probe_accuracy": {}}
+    for kind, columns in kinds.items():
+        truth = cases.stated[:1000, columns]
+        told = truth.sum(1) == 1  # images that state exactly one fact of this kind
+        for name, values in (("accuracy", torch.cat(scores)[:1000]), ("probe_accuracy", probed)):
+            hits = values[:, columns][told].argmax(1) == truth[told].argmax(1)
+            accuracy[name][kind] = round(100 * hits.float().mean().item(), 1)
+    return {"heldout_cases": 1000, **accuracy}
+
+
+def linear_probe(x: torch.Tensor, targets: torch.Tensor, x_test: torch.Tensor, ridge: float = 1.0) -> torch.Tensor:
+    """Return the values `(tests, facts)` of a ridge regression of `targets` `(cases, facts)` on `x` `(cases, width)`.
+
+    A straight line per fact: what it can read is linearly there in the features.
+    """
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    x, x_test = (F.pad(((part - mean) / std).double(), (0, 1), value=1.0) for part in (x, x_test))
+    penalty = ridge * torch.eye(x.shape[1], dtype=torch.float64)
+    return x_test @ torch.linalg.solve(x.T @ x + penalty, x.T @ targets.double())
