@@ -5,7 +5,6 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP = $(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
-CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 # Of the caller's environment, only PATH and the variables named in `make help` matter.
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
@@ -23,7 +22,7 @@ help:
 	@echo
 	@echo 'PYTHON=python3.12            the interpreter that creates .venv (>= 3.11; found by itself otherwise)'
 	@echo 'PIP_ARGS="..."               for every pip call, e.g. --index-url URL'
-	@echo 'TORCH_PIP_ARGS="..."         for the pip call that installs torch, e.g. --index-url $(CPU_INDEX)'
+	@echo 'TORCH_PIP_ARGS="..."         for the pip call that installs torch, e.g. the CPU index that pytorch.org names'
 	@echo 'QUICKSTART_ARGS="..."        for `pefomed quickstart`'
 	@echo 'PYTEST_ARGS="..."            for pytest'
 

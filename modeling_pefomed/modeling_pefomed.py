@@ -24,14 +24,14 @@ from .configuration_pefomed import PeFoMedConfig
 class PeFoMedModelOutputWithPast(BaseModelOutputWithPast):
     """`last_hidden_state` (B, T, hidden); `image_hidden_states` (image tokens, hidden), `None` without images."""
 
-    image_hidden_states: torch.FloatTensor | None = None
+    image_hidden_states: torch.Tensor | None = None
 
 
 @dataclass
 class PeFoMedCausalLMOutputWithPast(CausalLMOutputWithPast):
     """`logits` (B, T, vocab), or (labelled positions, vocab) when `labels` were given."""
 
-    image_hidden_states: torch.FloatTensor | None = None
+    image_hidden_states: torch.Tensor | None = None
 
 
 def group_patch_tokens(hidden_states, num_patches, group_size):

@@ -25,8 +25,8 @@ class Canvas:
     """Pixels in the making, 0 (black) to 1 (white), float32 of shape `(size_px, size_px)`.
 
     `x` and `y` hold each pixel's place in body units, `mottle` a smooth random field (mean 0, standard deviation
-    below 1), `folds` a finer one. `lesions` paints the case's lesions; a painter calls it
-    where they belong in the order of layers.
+    below 1), `folds` a finer one. `lesions` paints the case's lesions; a painter calls it where they belong in
+    the order of layers.
     """
 
     lesions: Callable[[], None]

@@ -38,6 +38,7 @@ from .phantom_truth import (
 
 __all__ = [
     "DIFFICULTIES",
+    "FORM_VERSION",
     "QUESTION_TYPES",
     "SPLITS",
     "VIEWS",
@@ -60,7 +61,7 @@ __all__ = [
 
 SETTINGS_FILE = "phantoms.json"
 LICENCE = "CC0-1.0"
-FORM_VERSION = 1
+FORM_VERSION = 1  # raise it whenever a pixel or a text of any case changes: what was made from the old ones is stale
 
 
 def phantom_rows(phantom: Phantom, tasks: Sequence[str], image_id: str) -> Iterator[dict[str, Any]]:

@@ -135,7 +135,8 @@ def _generate_batch(
 def _distinct_prefixes(batch: Sequence[Request], prompts: list[list[int]]) -> tuple[list[int], list[int]]:
     """Return the index of the first request of each distinct image set, and for each request which of them it uses."""
     first: dict[tuple[int, ...], int] = {}
-    indices, row_of = [], []
+    indices: list[int] = []
+    row_of: list[int] = []
     for index, request in enumerate(batch):
         key = (*map(id, request.images),)
         if key not in first:

@@ -90,10 +90,10 @@ class StageConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         # Without use_cpu, two processes on a CPU would silently train two separate models.
-        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
+        self.use_cpu: bool = self.use_cpu or not torch.cuda.is_available()
         if self.bf16 is None:
             self.bf16 = not self.fp16 and default_dtype() == torch.bfloat16
-        self.disable_tqdm = self.disable_tqdm or not sys.stderr.isatty()
+        self.disable_tqdm: bool | None = self.disable_tqdm or not sys.stderr.isatty()
         # Rows come packed and labelled; TRL must neither prepare nor drop their columns.
         self.remove_unused_columns = False
         self.dataset_kwargs = {"skip_prepare_dataset": True}
@@ -143,7 +143,7 @@ def read_config(path: Path) -> dict[str, Any]:
 class _Parser(TrlParser):
     """TRL's parser whose mistakes are [`ConfigError`]s with a suggestion."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> None:
         raise ConfigError(message)
 
 

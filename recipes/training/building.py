@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -36,7 +37,7 @@ def build_base(
     language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(llm)
     tower = load_vision_tower(vision_tower, dtype)
-    vision_config = tower.config
+    vision_config: Any = tower.config
     processor = PeFoMedProcessor(
         image_processor=PeFoMedImageProcessor(
             size={"height": vision_config.image_size, "width": vision_config.image_size}
@@ -92,7 +93,7 @@ def add_adapter(base: PeFoMedForConditionalGeneration, *, r: int, alpha: int, dr
     names = {name.rsplit(".", 1)[-1] for name, _ in base.model.language_model.named_modules()}
     if not set(LORA_TARGET_NAMES) <= names:
         raise PeFoMedError(
-            f"The language model {base.config.text_config.model_type} has no q_proj and v_proj layers for LoRA; "
+            f"The language model {base.config.get_text_config().model_type} has no q_proj and v_proj layers for LoRA; "
             "use a model with separate attention projections."
         )
     config = LoraConfig(

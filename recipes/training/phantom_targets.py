@@ -51,8 +51,8 @@ PATCH_LABELS: dict[str, tuple[str, ...]] = {
 
 @dataclass
 class PhantomBatch:
-    """`pixel_values` float32 `(N, 3, size, size)`, normalised; `labels` int64 `(N, attributes)`, `UNKNOWN` where none;
-    `patch_labels` int64 `(N, patches, 3)`, for each patch in reading order a class index for each of `PATCH_LABELS`."""
+    """`pixel_values` float32 `(N, 3, size, size)`, normalised; `labels` int64 `(N, attributes)`, `UNKNOWN` where
+    none; `patch_labels` int64 `(N, patches, 3)`, patches in reading order, a class index for each of `PATCH_LABELS`."""
 
     pixel_values: torch.Tensor
     labels: torch.Tensor
@@ -122,7 +122,7 @@ def phantom_batch(
 
 
 def normalise_pixels(pixels: torch.Tensor) -> torch.Tensor:
-    """Return `pixel_values` `(N, 3, height, width)` of grey images `(N, height, width)`, uint8; CLIP's mean and std."""
+    """Return `pixel_values` `(N, 3, height, width)` of grey images `(N, height, width)`, uint8."""
     # Source: CLIP's constants, as in PeFoMedImageProcessor.
     mean = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(1, 3, 1, 1)
     std = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(1, 3, 1, 1)

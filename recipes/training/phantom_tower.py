@@ -24,6 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
+from pefomed_recipes.data.phantoms import FORM_VERSION as PHANTOM_VERSION
+
 from ..devices import default_dtype
 from ..errors import PeFoMedError
 from .phantom_targets import ATTRIBUTES, PATCH_LABELS, UNKNOWN, PhantomBatch, phantom_batch, prefetched_batches
@@ -71,7 +73,7 @@ class TowerWithHeads(nn.Module):
         self.of_patch = nn.Linear(width, sum(map(len, PATCH_LABELS.values())))
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return logits: of the image `(N, outputs)`, groups `(N, groups, outputs)`, patches `(N, patches, classes)`."""
+        """Return logits: image `(N, outputs)`, groups `(N, groups, outputs)`, patches `(N, patches, classes)`."""
         tokens = self.tower(pixel_values).last_hidden_state[:, 1:]  # (N, patches, width)
         groups = tokens.reshape(len(tokens), -1, GROUP_SIZE * tokens.shape[-1])
         return self.of_image(tokens.mean(1)), self.of_group(groups), self.of_patch(tokens)
@@ -130,7 +132,12 @@ def pretrain_tower(
     """
     folder = Path(folder)
     settings = settings or TowerSettings()
-    wanted = {"form_version": FORM_VERSION, "settings": asdict(settings), "seconds_limit": seconds}
+    wanted = {
+        "form_version": FORM_VERSION,
+        "phantoms": PHANTOM_VERSION,
+        "settings": asdict(settings),
+        "seconds_limit": seconds,
+    }
     record_path = folder / RECORD_FILE
     if record_path.is_file():
         record = json.loads(record_path.read_text(encoding="utf-8"))

@@ -71,7 +71,7 @@ def data_fingerprint(samples: Iterable[Sample]) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Return package versions, Python, the processor's or GPU's kind, and the number of threads."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

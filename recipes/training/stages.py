@@ -138,7 +138,9 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
     )
     before = trainer.evaluate()
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    after = trainer.evaluate()
+    # The best validation is that of the adapter now loaded; without it, the last adapter is validated here.
+    best = trainer.state.best_metric if config.load_best_model_at_end else None
+    after = trainer.evaluate()["eval_loss"] if best is None else best
     trainer.save_model()
     record = {
         "started": started,
@@ -150,7 +152,7 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         "frozen_weights_bit_identical": True,  # FrozenWeightsCallback has raised otherwise
         "train_loss": result.training_loss,
         "validation_loss_before": before["eval_loss"],
-        "validation_loss_after": after["eval_loss"],
+        "validation_loss_after": after,
         "settings": resolved(recipe, config),
         "data": {"train": data_fingerprint(train_samples), "validation": data_fingerprint(validation_samples)},
         "rows": {"train": len(train_rows), "validation": len(validation_rows)},

@@ -101,10 +101,10 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(
     model = own_model().train()
     model.enable_input_require_grads()
     plain_loss, plain = gradients(model, supervised)
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    assert model.is_gradient_checkpointing
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    assert model.is_activation_checkpointing
     recomputed = []
-    model.model.language_model.layers[0].mlp.register_forward_hook(lambda *_: recomputed.append(1))
+    model.model.language_model.layers[0].input_layernorm.register_forward_hook(lambda *_: recomputed.append(1))
     loss, checkpointed = gradients(model, supervised)
     assert len(recomputed) == 2, "the layer must run again in the backward pass, or nothing is checkpointed"
     assert loss == pytest.approx(plain_loss, rel=1e-6)
