@@ -64,7 +64,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	  if [ "$$(uname -sm)" = 'Linux x86_64' ] && [ -z "$(PIP_ARGS)$(TORCH_PIP_ARGS)" ]; then \
 	    echo 'On Linux x86_64 the default package index serves a CUDA build: a download of several GB. Without an NVIDIA'; \
 	    echo 'GPU, stop now (Ctrl-C) and take the CPU build, unless your pip is already set up to find one:'; \
-	    echo '  make $(MAKECMDGOALS) TORCH_PIP_ARGS="--index-url $(CPU_INDEX)"'; \
+	    echo '  make $(MAKECMDGOALS) TORCH_PIP_ARGS="--index-url URL"   with the URL that pytorch.org gives for CPU'; \
 	  fi; \
 	  if [ -t 1 ]; then quiet=; else quiet=-qq; fi; \
 	  $(PIP) $(TORCH_PIP_ARGS) $$quiet torch || { \

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,13 @@ from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 from .tiny import ask, build_model, build_processor, draw_image, encode
 
 BuildModel = Callable[..., PeFoMedForConditionalGeneration]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_onednn() -> Iterator[None]:
+    """oneDNN compiles kernels for every new shape, which takes ten times as long as the tiny models' arithmetic."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield
 
 
 @pytest.fixture(scope="session")

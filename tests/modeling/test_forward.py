@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers import GPT2Config, GPTNeoXConfig, PreTrainedConfig, Qwen2Config
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 
@@ -193,3 +194,20 @@ def test_tower_gets_no_gradients_and_no_graph(
     assert all(parameter.grad is None for parameter in model.model.vision_tower.parameters())
     assert model.model.multi_modal_projector.weight.grad.abs().max() > 0
     assert all(parameter.grad is not None for parameter in model.model.language_model.parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("kind", [Qwen2Config, GPT2Config, GPTNeoXConfig], ids=lambda kind: kind.model_type)
+def test_other_language_models_work(
+    processor: PeFoMedProcessor, own_model: BuildModel, inputs: Inputs, kind: type[PreTrainedConfig], tied: bool
+) -> None:
+    """Also those that call their embedding matrix by another name than LLaMA does."""
+    names = {"n_embd": 48, "n_layer": 1, "n_head": 4} if kind is GPT2Config else {}
+    text = kind(**text_config(processor, num_key_value_heads=4).to_diff_dict() | names | {"tie_word_embeddings": tied})
+    model = own_model(build_config(processor, text=text))
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) is tied
+    assert model.get_input_embeddings().weight.shape[0] == processor.image_token_id
+    answer = model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    assert answer.shape[1] == inputs["input_ids"].shape[1] + 3
+    mirrored = dict(inputs) | {"pixel_values": -inputs["pixel_values"]}
+    assert not torch.allclose(model(**mirrored).logits, model(**inputs).logits, atol=1e-3)

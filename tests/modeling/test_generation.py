@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 from PIL import Image
 from transformers import DynamicCache, set_seed
+
+from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 
 from .tiny import ask, encode
 

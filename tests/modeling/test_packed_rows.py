@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 from modeling_pefomed.modeling_pefomed import shared_prefix_mask_function
-from transformers import DynamicCache
 
 from .tiny import ask, build_config, draw_image, encode
 
@@ -57,13 +59,9 @@ def without(inputs: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def test_mask_shows_the_shared_prefix_and_the_own_segment() -> None:
-    segments = torch.tensor([[0, 0, 1, 1, 2, -1]])
-    mask = shared_prefix_mask_function(segments)
-    seen = [[bool(mask(0, 0, query, key)) for key in range(6)] for query in range(6)]
-    expected = [
-        [key in (0, 1) or segments[0, key] == segments[0, query] for key in range(6)] for query in range(6)
-    ]
-    assert seen == [[bool(value) for value in row] for row in expected]
+    mask = shared_prefix_mask_function(torch.tensor([[0, 0, 1, 1, 2, -1]]))
+    seen = [{key for key in range(6) if bool(mask(0, 0, query, key))} for query in range(6)]
+    assert seen == [{0, 1}, {0, 1}, {0, 1, 2, 3}, {0, 1, 2, 3}, {0, 1, 4}, {0, 1, 5}]
 
 
 def test_mask_never_shows_another_images_group() -> None:
@@ -93,13 +91,11 @@ def test_mask_of_real_tokens_is_taken_from_the_segments_when_missing(
 
 
 def test_padding_changes_nothing(model: PeFoMedForConditionalGeneration, labelled: dict[str, Any]) -> None:
-    """More columns, a second row that is shorter, and whatever ids stand in the padding."""
+    """More columns, a second row, and whatever ids stand in the padding."""
     expected = model(**labelled).loss
     length = labelled["input_ids"].shape[1]
     fill = {"input_ids": 7, "segment_ids": -1, "position_ids": 0, "attention_mask": 0, "labels": -100}
-    padded = {
-        name: torch.nn.functional.pad(labelled[name].repeat(2, 1), (0, 11), value=value) for name, value in fill.items()
-    }
+    padded = {name: pad(labelled[name].repeat(2, 1), (0, 11), value=value) for name, value in fill.items()}
     padded["pixel_values"] = labelled["pixel_values"].repeat(2, 1, 1, 1)
     torch.testing.assert_close(model(**padded).loss, expected, rtol=1e-5, atol=1e-6)
     other = padded | {"input_ids": padded["input_ids"].clone()}
@@ -133,9 +129,9 @@ def test_positions_of_padded_rows_without_segments_are_accepted(
     positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)
     assert model(**batch, labels=labels, position_ids=positions).loss.isfinite()
     width = batch["input_ids"].shape[1]
-    right = {name: torch.nn.functional.pad(batch[name], (0, 3)) for name in ("input_ids", "attention_mask")}
-    right["position_ids"] = torch.nn.functional.pad(torch.arange(width).expand(2, -1), (0, 3))
-    right["labels"] = torch.nn.functional.pad(labels, (0, 3), value=-100)
+    right = {name: pad(batch[name], (0, 3)) for name in ("input_ids", "attention_mask")}
+    right["position_ids"] = pad(torch.arange(width).expand(2, -1), (0, 3))
+    right["labels"] = pad(labels, (0, 3), value=-100)
     assert model(**right, pixel_values=batch["pixel_values"]).loss.isfinite()
 
 
@@ -145,13 +141,13 @@ def test_plain_concatenation_gives_another_loss(
     """Otherwise no test here could tell the right mask from a missing one."""
     right = model(**labelled).loss
     concatenated = model(**without(labelled, "segment_ids", "position_ids")).loss
-    assert abs(concatenated - right) > 0.01 * right
+    assert abs(concatenated - right) > 1e-3 * right
 
 
 def test_running_positions_give_another_loss(model: PeFoMedForConditionalGeneration, labelled: dict[str, Any]) -> None:
     right = model(**labelled).loss
     running = torch.arange(labelled["input_ids"].shape[1])[None]
-    assert abs(model(**labelled | {"position_ids": running}).loss - right) > 0.01 * right
+    assert abs(model(**labelled | {"position_ids": running}).loss - right) > 1e-3 * right
 
 
 def test_segments_with_a_filled_cache_are_refused(

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows and batches: labels on answers only, nothing cut, nothing lost, lengths from a few sizes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from modeling_pefomed import PeFoMedProcessor
+from pefomed_recipes.errors import PeFoMedError
+from pefomed_recipes.records import Sample
+from pefomed_recipes.training.collator import IGNORED, PackedRowCollator, Segment, pack_row, pack_samples
+
+from ..modeling.tiny import IMAGE_SIZE, IMAGE_TOKENS, build_processor, build_tokenizer, draw_image
+
+IMAGES = {f"{seed}.png": draw_image(seed) for seed in range(4)}
+
+
+def open_image(path: Any) -> Image.Image:
+    return IMAGES[str(path)]
+
+
+def make_samples(per_image: dict[str, int], task: str = "vqa") -> list[Sample]:
+    return [
+        Sample(f"{image}/{number}", task, [image], f"Is there a mass number {number}?", [f"yes, {number}"])
+        for image, count in per_image.items()
+        for number in range(count)
+    ]
+
+
+def pack(processor: PeFoMedProcessor, samples: list[Sample], **settings: int) -> list[dict[str, Any]]:
+    chosen = {"max_length": 512, "max_questions_per_image": 16, "seed": 0} | settings
+    return list(pack_samples(samples, processor, lambda sample: sample.instruction, **chosen))
+
+
+@pytest.fixture(scope="module")
+def processor() -> PeFoMedProcessor:
+    """The tiny model's processor."""
+    return build_processor()
+
+
+@pytest.fixture(scope="module")
+def processor_where_padding_is_the_end_token() -> PeFoMedProcessor:
+    """As many published language models have it."""
+    tokenizer = build_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    return build_processor(tokenizer)
+
+
+def segments_of(row: dict[str, Any]) -> dict[int, list[int]]:
+    """Positions of each segment in a row."""
+    return {
+        number: [at for at, segment in enumerate(row["segment_ids"]) if segment == number]
+        for number in set(row["segment_ids"])
+    }
+
+
+def test_a_row_holds_the_shared_prefix_once_and_then_each_question() -> None:
+    row = pack_row([Segment("a", [1, 9, 9, 2, 3], [50, 0]), Segment("b", [1, 9, 9, 4, 5, 6], [60, 61, 0])])
+    assert row == {
+        "input_ids": [1, 9, 9] + [2, 3, 50, 0] + [4, 5, 6, 60, 61, 0],
+        "segment_ids": [0, 0, 0] + [1] * 4 + [2] * 6,
+        "position_ids": [0, 1, 2] + [3, 4, 5, 6] + [3, 4, 5, 6, 7, 8],
+        "labels": [-100] * 3 + [-100, -100, 50, 0] + [-100, -100, -100, 60, 61, 0],
+    }
+
+
+def test_labels_cover_only_the_answer_and_its_end_token(processor: PeFoMedProcessor) -> None:
+    samples = {sample.id: sample for sample in make_samples({"0.png": 3, "1.png": 1})}
+    for row in pack(processor, list(samples.values())):
+        positions = segments_of(row)
+        assert all(row["labels"][at] == IGNORED for at in positions[0])
+        for number, sample_id in enumerate(row["sample_ids"], start=1):
+            labels = [row["labels"][at] for at in positions[number]]
+            answer = processor.encode_answer(samples[sample_id].answers[0])
+            assert labels == [IGNORED] * (len(labels) - len(answer)) + answer
+            assert labels[0] == IGNORED, "the first token of a segment would be predicted by the one before it"
+            assert [row["input_ids"][at] for at in positions[number]][-len(answer) :] == answer
+
+
+def test_prefix_and_segment_make_the_whole_prompt(processor: PeFoMedProcessor) -> None:
+    samples = {sample.id: sample for sample in make_samples({"0.png": 3})}
+    [row] = pack(processor, list(samples.values()))
+    positions = segments_of(row)
+    assert row["input_ids"].count(processor.image_token_id) == IMAGE_TOKENS
+    for number, sample_id in enumerate(row["sample_ids"], start=1):
+        sample = samples[sample_id]
+        whole = positions[0] + positions[number]
+        expected = processor.encode_prompt(sample.instruction, "vqa") + processor.encode_answer(sample.answers[0])
+        assert [row["input_ids"][at] for at in whole] == expected
+        assert [row["position_ids"][at] for at in whole] == list(range(len(expected)))
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 16])
+@pytest.mark.parametrize("length", [60, 100, 512])
+def test_every_sample_is_in_exactly_one_row_and_no_row_is_too_long(
+    processor: PeFoMedProcessor, most: int, length: int
+) -> None:
+    samples = make_samples({"0.png": 7, "1.png": 1, "2.png": 4})
+    rows = pack(processor, samples, max_questions_per_image=most, max_length=length)
+    assert Counter(name for row in rows for name in row["sample_ids"]) == Counter(sample.id for sample in samples)
+    for row in rows:
+        assert len(row["sample_ids"]) <= most
+        assert len(row["input_ids"]) <= length
+        assert {name.partition("/")[0] for name in row["sample_ids"]} == set(row["image_paths"])
+    if length == 512:
+        assert len(rows) == sum(-(-count // most) for count in (7, 1, 4))
+
+
+def test_tasks_and_image_sets_never_share_a_row(processor: PeFoMedProcessor) -> None:
+    samples = make_samples({"0.png": 2}) + [
+        Sample("report", "report", ["0.png"], "Write the report.", ["normal"]),
+        Sample("pair", "vqa", ["0.png", "1.png"], "Compare.", ["equal"]),
+        Sample("pair, other order", "vqa", ["1.png", "0.png"], "Compare.", ["equal"]),
+    ]
+    rows = pack(processor, samples)
+    found = sorted((tuple(row["image_paths"]), len(row["sample_ids"])) for row in rows)
+    assert found == [(("0.png",), 1), (("0.png",), 2), (("0.png", "1.png"), 1), (("1.png", "0.png"), 1)]
+    for row in rows:
+        assert row["input_ids"].count(processor.image_token_id) == IMAGE_TOKENS * len(row["image_paths"])
+
+
+def test_the_order_of_questions_depends_on_the_seed_alone(processor: PeFoMedProcessor) -> None:
+    samples = make_samples({"0.png": 8})
+    orders = [pack(processor, samples, seed=seed)[0]["sample_ids"] for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_samples_that_are_too_long_are_named_and_nothing_is_cut(processor: PeFoMedProcessor) -> None:
+    samples = make_samples({"0.png": 2}) + [Sample("the long one", "vqa", ["1.png"], "Is it? " * 50, ["yes"])]
+    length = len(processor.encode_prompt(samples[-1].instruction, "vqa") + processor.encode_answer("yes"))
+    with pytest.raises(PeFoMedError, match=rf"1 samples.*max_length={length - 1}.*the long one \({length} tokens\)"):
+        pack(processor, samples, max_length=length - 1)
+    assert sum(len(row["sample_ids"]) for row in pack(processor, samples, max_length=length)) == 3
+
+
+def test_an_empty_dataset_is_refused(processor: PeFoMedProcessor) -> None:
+    with pytest.raises(PeFoMedError, match="dataset is empty"):
+        pack(processor, [])
+
+
+@pytest.mark.parametrize("multiple", [1, 8, 64])
+def test_batches_are_padded_to_a_multiple(processor: PeFoMedProcessor, multiple: int) -> None:
+    rows = pack(processor, make_samples({"0.png": 3, "1.png": 1}))
+    batch = PackedRowCollator(processor, open_image, multiple)(rows)
+    longest = max(len(row["input_ids"]) for row in rows)
+    length = batch["input_ids"].shape[1]
+    assert longest <= length < longest + multiple and length % multiple == 0
+    for at, row in enumerate(rows):
+        size = len(row["input_ids"])
+        for name in ("input_ids", "segment_ids", "position_ids", "labels"):
+            assert batch[name].dtype == torch.int64
+            assert batch[name][at, :size].tolist() == row[name]
+        padding = {name: set(batch[name][at, size:].tolist()) for name in ("input_ids", "segment_ids", "labels")}
+        assert size == length or padding == {
+            "input_ids": {processor.tokenizer.pad_token_id},
+            "segment_ids": {-1},
+            "labels": {IGNORED},
+        }
+        assert batch["attention_mask"][at].tolist() == [1] * size + [0] * (length - size)
+
+
+def test_images_stand_in_the_order_of_their_rows(processor: PeFoMedProcessor) -> None:
+    samples = [
+        Sample("one", "vqa", ["2.png"], "Is it?", ["yes"]),
+        Sample("two", "vqa", ["1.png", "3.png"], "Compare.", ["equal"]),
+    ]
+    rows = pack(processor, samples)
+    batch = PackedRowCollator(processor, open_image, 8)(rows)
+    assert batch["pixel_values"].shape == (3, 3, IMAGE_SIZE, IMAGE_SIZE)
+    for at, path in enumerate(path for row in rows for path in row["image_paths"]):
+        alone = processor.image_processor([IMAGES[path]], return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(batch["pixel_values"][at], alone)
+
+
+def test_the_end_token_is_supervised_where_it_is_also_the_padding(
+    processor_where_padding_is_the_end_token: PeFoMedProcessor,
+) -> None:
+    processor = processor_where_padding_is_the_end_token
+    eos = processor.tokenizer.eos_token_id
+    assert processor.tokenizer.pad_token_id == eos
+    rows = pack(processor, make_samples({"0.png": 3, "1.png": 1}))
+    batch = PackedRowCollator(processor, open_image, 64)(rows)
+    assert (batch["labels"] == eos).sum(dim=1).tolist() == [len(row["sample_ids"]) for row in rows]
+    assert ((batch["input_ids"] == eos) & (batch["attention_mask"] == 0) & (batch["labels"] != IGNORED)).sum() == 0
+    assert ((batch["input_ids"] == eos) & (batch["attention_mask"] == 1)).sum() == len(make_samples({"0.png": 4}))
+
+
+def test_a_tokenizer_without_a_padding_token_pads_with_its_end_token() -> None:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=build_tokenizer().backend_tokenizer, bos_token="<s>", eos_token="</s>"
+    )
+    processor = build_processor(tokenizer)
+    rows = pack(processor, make_samples({"0.png": 3, "1.png": 1}))
+    batch = PackedRowCollator(processor, open_image, 64)(rows)
+    assert set(batch["input_ids"][batch["attention_mask"] == 0].tolist()) == {tokenizer.eos_token_id}
+    assert (batch["labels"] == tokenizer.eos_token_id).sum() == 4

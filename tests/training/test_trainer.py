@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer's loss is TRL's, however the batch is cut; the adapter that is kept is the best one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trl import SFTTrainer
+
+from pefomed_recipes.data.datasets_index import load_samples
+from pefomed_recipes.data.images import load_image
+from pefomed_recipes.training.collator import PackedRowCollator
+from pefomed_recipes.training.stages import adapted, load_base, pack_split
+from pefomed_recipes.training.trainer import PackedSFTTrainer
+
+Run = Callable[..., dict[str, Any]]
+Log = Callable[[Path], list[dict[str, float]]]
+Weights = Callable[[Path], dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def trainer(run: Any, tmp_path: Path) -> PackedSFTTrainer:
+    """A trainer that has trained a little: LoRA is no longer zero."""
+    recipe, config = run.settings(tmp_path / "out", "--lora_dropout=0")
+    model, processor = load_base(recipe.base)
+    rows = pack_split(
+        load_samples("phantoms", recipe.data_root, "train", "vqa"), processor, recipe, config, training=True
+    )
+    built = PackedSFTTrainer(
+        model=adapted(model, recipe),
+        args=config,
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=processor,
+        data_collator=PackedRowCollator(processor, load_image, 64),
+    )
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in built.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return built
+
+
+def loss_and_gradients(trainer: SFTTrainer, compute: Any, rows: int, items: int | None) -> tuple[Any, Any]:
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(rows)])
+    trainer.model.zero_grad()
+    loss = compute(trainer, trainer.model, batch, num_items_in_batch=items)
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("items", [None, 100], ids=["mean over the batch", "share of an accumulated batch"])
+def test_loss_gradients_and_accuracy_equal_trls_own(trainer: PackedSFTTrainer, items: int | None) -> None:
+    trainer.model.train()
+    ours, our_gradients = loss_and_gradients(trainer, PackedSFTTrainer.compute_loss, 5, items)
+    our_accuracy = trainer._metrics["train"]["mean_token_accuracy"][-1]
+    our_tokens = trainer._total_train_tokens
+    stock, stock_gradients = loss_and_gradients(trainer, SFTTrainer.compute_loss, 5, items)
+    assert ours == pytest.approx(stock, rel=1e-5)
+    assert our_accuracy == pytest.approx(trainer._metrics["train"]["mean_token_accuracy"][-1], abs=1e-6)
+    assert trainer._total_train_tokens == 2 * our_tokens > 0
+    assert set(our_gradients) == set(stock_gradients)
+    for name, gradient in stock_gradients.items():
+        assert gradient.abs().max() > 0, name
+        assert (our_gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+
+
+def test_accuracy_counts_right_answer_tokens(trainer: PackedSFTTrainer) -> None:
+    trainer.model.eval()
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(3)])
+    loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    targets = batch["labels"][:, 1:][batch["labels"][:, 1:] != -100]
+    expected = (outputs.logits.argmax(-1) == targets).float().mean().item()
+    assert trainer._metrics["eval"]["mean_token_accuracy"][-1] == pytest.approx(expected)
+    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(outputs.logits, targets).item(), rel=1e-5)
+
+
+def test_accumulated_batches_equal_one_large_batch(
+    run: Run, tmp_path: Path, log_of: Log, weights_of: Weights
+) -> None:
+    # plain SGD: AdamW would blow rounding of near-zero gradients up to whole steps
+    common = ("--lora_dropout=0", "--optim=sgd", "--learning_rate=0.3", "--max_steps=3", "--eval_strategy=no")
+    common += ("--load_best_model_at_end=false", "--warmup_steps=0")
+    folders = {}
+    for rows, accumulated in ((2, 4), (8, 1)):
+        folders[rows] = tmp_path / f"{rows}x{accumulated}"
+        batches = (f"--per_device_train_batch_size={rows}", f"--gradient_accumulation_steps={accumulated}")
+        run(folders[rows], *common, *batches)
+    losses = {rows: [row["loss"] for row in log_of(folder) if "loss" in row] for rows, folder in folders.items()}
+    assert len(losses[2]) == 3
+    assert losses[2] == pytest.approx(losses[8], abs=1e-5)
+    small, large = weights_of(folders[2]), weights_of(folders[8])
+    for name, weight in large.items():
+        assert torch.allclose(small[name], weight, rtol=0, atol=1e-5), name
+    assert max(weight.abs().max() for name, weight in large.items() if "lora_B" in name) > 1e-3
+
+
+def test_the_same_settings_give_the_same_adapter_and_another_seed_another_one(
+    run: Run, tmp_path: Path, weights_of: Weights
+) -> None:
+    options = ("--max_steps=2", "--eval_strategy=no", "--load_best_model_at_end=false")
+    for name, seed in (("once", 1), ("again", 1), ("other", 2)):
+        run(tmp_path / name, *options, f"--seed={seed}")
+    once, again, other = (weights_of(tmp_path / name) for name in ("once", "again", "other"))
+    assert [name for name in once if not torch.equal(once[name], again[name])] == []
+    assert [name for name in once if torch.equal(once[name], other[name])] == []
+
+
+@pytest.fixture(scope="module")
+def learnt(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that has learnt enough to have something to lose."""
+    folder = tmp_path_factory.mktemp("runs") / "learnt"
+    options = ("--max_steps=30", "--per_device_train_batch_size=4", "--learning_rate=0.03", "--lora_dropout=0")
+    run(folder, "--task=caption", *options, *WITHOUT_BEST)
+    return folder
+
+
+WITHOUT_BEST = ("--load_best_model_at_end=false", "--eval_strategy=no")
+# From there the rate starts at 0 and rises until everything is spoilt: the first step is the best.
+SPOILING = ("--task=caption", "--learning_rate=1", "--warmup_steps=5", "--max_steps=6", "--eval_steps=1")
+
+
+@pytest.mark.parametrize("save_steps", [1, 2])
+def test_the_recorded_loss_is_that_of_the_kept_adapter_and_the_best_of_those_saved(
+    run: Run, learnt: Path, tmp_path: Path, log_of: Log, save_steps: int
+) -> None:
+    record = run(tmp_path / "out", f"--adapter={learnt}", *SPOILING, f"--save_steps={save_steps}")
+    losses = {row["step"]: row["eval_loss"] for row in log_of(tmp_path / "out") if "eval_loss" in row}
+    saved = {step: loss for step, loss in losses.items() if step and step % save_steps == 0}
+    if save_steps == 1:
+        assert min(saved.values()) < saved[6] - 0.05  # or the last would do as well
+    next_run = run(tmp_path / "next", "--task=caption", f"--adapter={tmp_path / 'out'}", "--max_steps=2")
+    assert next_run["validation_loss_before"] == pytest.approx(record["validation_loss_after"], abs=1e-5)
+    assert record["validation_loss_after"] == pytest.approx(min(saved.values()), abs=1e-5)
+
+
+def test_without_a_best_one_the_recorded_loss_is_that_of_the_last_adapter(
+    run: Run, learnt: Path, tmp_path: Path
+) -> None:
+    record = run(tmp_path / "out", f"--adapter={learnt}", *SPOILING, *WITHOUT_BEST)
+    assert record["validation_loss_after"] > record["validation_loss_before"] + 0.05
+    next_run = run(tmp_path / "next", "--task=caption", f"--adapter={tmp_path / 'out'}", "--max_steps=2")
+    assert next_run["validation_loss_before"] == pytest.approx(record["validation_loss_after"], abs=1e-5)
+
+
+def test_training_stops_when_validation_has_not_improved_for_so_long(run: Run, learnt: Path, tmp_path: Path) -> None:
+    options = (f"--adapter={learnt}", *SPOILING, "--save_steps=1", "--early_stopping_patience=2")
+    assert run(tmp_path / "out", *options)["steps"] == 3
+
+
+def test_the_validation_loss_does_not_depend_on_the_size_of_validation_batches(run: Run, tmp_path: Path) -> None:
+    # its unit is nats per answer token
+    options = ("--max_steps=1", *WITHOUT_BEST)
+    one, all_at_once = (
+        run(tmp_path / str(rows), *options, f"--per_device_eval_batch_size={rows}")["validation_loss_before"]
+        for rows in (1, 9)
+    )
+    assert one == pytest.approx(all_at_once, rel=1e-5)
