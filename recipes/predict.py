@@ -19,7 +19,9 @@ def predict(
     task: Annotated[str, typer.Option(help="caption, vqa, report or refer.")] = "vqa",
     out: Annotated[Path, typer.Option(help="Where the predictions go.")] = Path("predictions.jsonl"),
     control: Annotated[str, typer.Option(help="blank_image: answer without seeing the images.")] = "",
-    template: Annotated[Literal["plain", "short_answer"], typer.Option(help="plain or short_answer wording of questions.")] = "short_answer",
+    template: Annotated[
+        Literal["plain", "short_answer"], typer.Option(help="plain or short_answer wording of questions.")
+    ] = "short_answer",
     limit: Annotated[int | None, typer.Option(help="Only the first samples.")] = None,
     rows_per_batch: Annotated[int, typer.Option(help="Answers decoded together.")] = 64,
 ) -> None:

@@ -87,19 +87,27 @@ def predict(
         logger.info("%d of %d answers are there already", len(done), len(samples))
     model, processor = model_and_processor or load_model(folder)
     blank = blank_image(processor) if control == "blank_image" else None
-    by_id = {sample.id: sample for sample in samples}
+    # Decoding is deterministic: what is asked twice is answered once. All images of a control look alike, so there
+    # each wording is asked once.
+    twins: dict[tuple[object, ...], list[Sample]] = {}
+    for sample in samples:
+        if sample.id not in done:
+            images = len(sample.image_paths) if blank else tuple(sample.image_paths)
+            twins.setdefault((images, sample.task, sample.instruction), []).append(sample)
+    asked = {group[0].id: group for group in twins.values()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    todo = [sample for sample in samples if sample.id not in done]
     with partial.open("a", encoding="utf-8") as lines, tqdm(
         total=len(samples), initial=len(done), desc=f"answers{' ' + control if control else ''}",
         disable=not sys.stderr.isatty(),
     ) as progress:  # fmt: skip
-        for requests, prompts in _requests(todo, processor, blank, template, rows_per_batch):
+        first = [group[0] for group in asked.values()]
+        for requests, prompts in _requests(first, processor, blank, template, rows_per_batch):
             for sample_id, answer in generate_answers(model, processor, requests, rows_per_batch=rows_per_batch):
-                prediction = Prediction.of(by_id[sample_id], answer, prompt_sha256=prompts[sample_id], **who)
-                done[sample_id] = prediction
-                lines.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
-                progress.update()
+                for sample in asked[sample_id]:
+                    prediction = Prediction.of(sample, answer, prompt_sha256=prompts[sample_id], **who)
+                    done[sample.id] = prediction
+                    lines.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+                    progress.update()
             lines.flush()
     write_records(out, (done[sample.id] for sample in samples))
     partial.unlink()

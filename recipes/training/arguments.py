@@ -78,6 +78,9 @@ class StageConfig(SFTConfig):
     max_length: int | None = field(default=1024, metadata={"help": "Tokens of a row; longer samples are refused."})
     pad_to_multiple_of: int | None = field(default=64, metadata={"help": "Row lengths are rounded up to this."})
     bf16: bool | None = field(default=None, metadata={"help": "Mixed precision; by default where the device has it."})
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "Batches of rows of like length: little padding."}
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory, a third more time."})
     eval_strategy: str = field(default="steps", metadata={"help": "When to validate."})
     save_strategy: str = field(default="steps", metadata={"help": "When to write a checkpoint."})

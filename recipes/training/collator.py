@@ -103,7 +103,12 @@ def pack_samples(
     for key, members in groups.items():
         random.Random(f"{seed}/{'/'.join(key)}").shuffle(members)
         rows.extend(
-            {"image_paths": list(key[:-1]), "sample_ids": [s.sample_id for s in chunk], **pack_row(chunk)}
+            {
+                "image_paths": list(key[:-1]),
+                "sample_ids": [segment.sample_id for segment in chunk],
+                **(row := pack_row(chunk)),
+                "length": len(row["input_ids"]),  # rows of like length share a batch: little padding
+            }
             for chunk in _chunks([segment for _, segment in members], max_length, max_questions_per_image)
         )
     return Dataset.from_list(rows)

@@ -46,16 +46,19 @@ class Runner:
     base: Path
     data: Path
 
+    def options(self, output: Path, *options: str) -> list[str]:
+        """The command line of a short run; later options win."""
+        return [f"--base={self.base}", f"--data_root={self.data}", f"--output_dir={output}", *SHORT_RUN, *options]
+
     def settings(self, output: Path, *options: str) -> tuple[Any, Any]:
-        """The two dataclasses of a short run; later options win."""
+        """The two dataclasses of a short run."""
         from pefomed_recipes.training.arguments import parse_arguments
 
-        where = (f"--base={self.base}", f"--data_root={self.data}", f"--output_dir={output}")
-        return parse_arguments([*where, *SHORT_RUN, *options], {}, "a short run")
+        return parse_arguments(self.options(output, *options), {}, "a short run")
 
     def __call__(self, output: Path, *options: str) -> dict[str, Any]:
         from pefomed_recipes.training.stages import run_stage
-        torch.manual_seed(0) #TEMP
+
         return run_stage(*self.settings(output, *options))
 
 
@@ -95,9 +98,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few phantoms of all tasks, 32 px."""
-    return write_phantoms(
-        tmp_path_factory.mktemp("training") / "data", tasks=TASKS, cases_per_split=CASES, size_px=32
-    )
+    return write_phantoms(tmp_path_factory.mktemp("training") / "data", tasks=TASKS, cases_per_split=CASES, size_px=32)
 
 
 @pytest.fixture(scope="session")

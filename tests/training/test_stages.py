@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 from pefomed_recipes.data.datasets_index import load_samples
@@ -22,7 +23,6 @@ from pefomed_recipes.errors import ConfigError, PeFoMedError
 from pefomed_recipes.training import stages
 from pefomed_recipes.training.building import save_base
 from pefomed_recipes.training.provenance import data_fingerprint
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..modeling.tiny import build_config, build_model, build_processor, text_config
 

@@ -21,6 +21,10 @@ Run = Callable[..., dict[str, Any]]
 Log = Callable[[Path], list[dict[str, float]]]
 Weights = Callable[[Path], dict[str, torch.Tensor]]
 
+WITHOUT_BEST = ("--load_best_model_at_end=false", "--eval_strategy=no")
+# The rate starts at 0 and rises until what was learnt is spoilt: the first step is the best.
+SPOILING = ("--task=caption", "--learning_rate=1", "--warmup_steps=5", "--max_steps=6", "--eval_steps=1")
+
 
 @pytest.fixture
 def trainer(run: Any, tmp_path: Path) -> PackedSFTTrainer:
@@ -80,17 +84,14 @@ def test_accuracy_counts_right_answer_tokens(trainer: PackedSFTTrainer) -> None:
     assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(outputs.logits, targets).item(), rel=1e-5)
 
 
-def test_accumulated_batches_equal_one_large_batch(
-    run: Run, tmp_path: Path, log_of: Log, weights_of: Weights
-) -> None:
+def test_accumulated_batches_equal_one_large_batch(run: Run, tmp_path: Path, log_of: Log, weights_of: Weights) -> None:
     # plain SGD: AdamW would blow rounding of near-zero gradients up to whole steps
-    common = ("--lora_dropout=0", "--optim=sgd", "--learning_rate=0.3", "--max_steps=3", "--eval_strategy=no")
-    common += ("--load_best_model_at_end=false", "--warmup_steps=0")
+    common = ("--lora_dropout=0", "--optim=sgd", "--learning_rate=0.3", "--max_steps=3", "--warmup_steps=0")
     folders = {}
     for rows, accumulated in ((2, 4), (8, 1)):
         folders[rows] = tmp_path / f"{rows}x{accumulated}"
         batches = (f"--per_device_train_batch_size={rows}", f"--gradient_accumulation_steps={accumulated}")
-        run(folders[rows], *common, *batches)
+        run(folders[rows], *common, *WITHOUT_BEST, *batches)
     losses = {rows: [row["loss"] for row in log_of(folder) if "loss" in row] for rows, folder in folders.items()}
     assert len(losses[2]) == 3
     assert losses[2] == pytest.approx(losses[8], abs=1e-5)
@@ -103,7 +104,7 @@ def test_accumulated_batches_equal_one_large_batch(
 def test_the_same_settings_give_the_same_adapter_and_another_seed_another_one(
     run: Run, tmp_path: Path, weights_of: Weights
 ) -> None:
-    options = ("--max_steps=2", "--eval_strategy=no", "--load_best_model_at_end=false")
+    options = ("--max_steps=2", *WITHOUT_BEST)
     for name, seed in (("once", 1), ("again", 1), ("other", 2)):
         run(tmp_path / name, *options, f"--seed={seed}")
     once, again, other = (weights_of(tmp_path / name) for name in ("once", "again", "other"))
@@ -120,11 +121,7 @@ def learnt(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-WITHOUT_BEST = ("--load_best_model_at_end=false", "--eval_strategy=no")
-# From there the rate starts at 0 and rises until everything is spoilt: the first step is the best.
-SPOILING = ("--task=caption", "--learning_rate=1", "--warmup_steps=5", "--max_steps=6", "--eval_steps=1")
-
-
+@pytest.mark.integration
 @pytest.mark.parametrize("save_steps", [1, 2])
 def test_the_recorded_loss_is_that_of_the_kept_adapter_and_the_best_of_those_saved(
     run: Run, learnt: Path, tmp_path: Path, log_of: Log, save_steps: int
@@ -139,6 +136,7 @@ def test_the_recorded_loss_is_that_of_the_kept_adapter_and_the_best_of_those_sav
     assert record["validation_loss_after"] == pytest.approx(min(saved.values()), abs=1e-5)
 
 
+@pytest.mark.integration
 def test_without_a_best_one_the_recorded_loss_is_that_of_the_last_adapter(
     run: Run, learnt: Path, tmp_path: Path
 ) -> None:
@@ -148,11 +146,13 @@ def test_without_a_best_one_the_recorded_loss_is_that_of_the_last_adapter(
     assert next_run["validation_loss_before"] == pytest.approx(record["validation_loss_after"], abs=1e-5)
 
 
+@pytest.mark.integration
 def test_training_stops_when_validation_has_not_improved_for_so_long(run: Run, learnt: Path, tmp_path: Path) -> None:
     options = (f"--adapter={learnt}", *SPOILING, "--save_steps=1", "--early_stopping_patience=2")
     assert run(tmp_path / "out", *options)["steps"] == 3
 
 
+@pytest.mark.integration
 def test_the_validation_loss_does_not_depend_on_the_size_of_validation_batches(run: Run, tmp_path: Path) -> None:
     # its unit is nats per answer token
     options = ("--max_steps=1", *WITHOUT_BEST)
