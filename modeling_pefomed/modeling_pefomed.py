@@ -178,9 +178,7 @@ class PeFoMedModel(PeFoMedPreTrainedModel):
         is_image = input_ids == self.config.image_token_id
         # The placeholder's id may lie outside the embedding matrix, so it is never looked up.
         inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
-        if image_features is None:
-            return inputs_embeds
-        tokens, features = is_image.sum(), image_features.shape[0]
+        tokens, features = is_image.sum(), 0 if image_features is None else image_features.shape[0]
         torch_compilable_check(
             tokens == features,
             lambda: (
@@ -189,6 +187,8 @@ class PeFoMedModel(PeFoMedPreTrainedModel):
                 "do not cut them."
             ),
         )
+        if image_features is None:
+            return inputs_embeds
         return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), image_features.to(inputs_embeds.dtype))
 
     def _packed_mask(self, inputs_embeds, attention_mask, position_ids, past_key_values, segment_ids, image_group_ids):
@@ -294,10 +294,21 @@ class PeFoMedForConditionalGeneration(PeFoMedPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = PeFoMedModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        embeddings = self.model.get_input_embeddings()
+        name = next(name for name, module in self.model.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
         self.post_init()
 
     def get_output_embeddings(self):
         return self.lm_head
+
+    def _get_logits_processor(self, *args, encoder_input_ids=None, **kwargs):
+        """As in `GenerationMixin`; processors that look the prompt's ids up in the logits see its first token in place
+        of image tokens, whose id may lie outside the vocabulary."""
+        if encoder_input_ids is not None and encoder_input_ids.ndim == 2:
+            is_image = encoder_input_ids == self.config.image_token_id
+            encoder_input_ids = torch.where(is_image, encoder_input_ids[:, :1], encoder_input_ids)
+        return super()._get_logits_processor(*args, encoder_input_ids=encoder_input_ids, **kwargs)
 
     def get_image_features(self, pixel_values, **kwargs):
         """See [`PeFoMedModel.get_image_features`]; `generate` calls this once, also for beams."""

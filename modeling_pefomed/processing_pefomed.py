@@ -72,9 +72,19 @@ class PeFoMedProcessor(ProcessorMixin):
 
     def apply_chat_template(self, conversation, *args, **kwargs):
         """As `ProcessorMixin.apply_chat_template`, but control tokens in the conversation's text are always encoded as
-        text when tokenising. `task="vqa"` writes the task identifier before the instruction."""
+        text when tokenising. `task="vqa"` writes the task identifier before the instruction.
+
+        Raises:
+            ValueError: text holds a control token and an assistant mask is asked for, which transformers cannot
+                combine with encoding it as text.
+        """
         if kwargs.get("tokenize") and not kwargs.get("return_assistant_tokens_mask"):
             kwargs.setdefault("sanitize_control_tokens", True)
+        elif kwargs.get("tokenize"):
+            text = str(conversation)
+            found = [token for token in self.tokenizer.all_special_tokens if token in text]
+            if found:
+                raise ValueError(f"The text holds the control token {found[0]}, which cannot be masked for training.")
         return super().apply_chat_template(conversation, *args, **kwargs)
 
     def encode_prompt(self, instruction, task, num_images=1):

@@ -41,25 +41,18 @@ def quickstart(
         settings = StageZeroSettings(steps=stage0_steps)
         base = quickstart_base(out, llm=llm, vision_tower=vision_tower, settings=settings, pretrained=not random_tower)
         common = [f"--base={base}", f"--data_root={data}"]
-        steps1 = [] if stage1_steps is None else [f"--max_steps={stage1_steps}"]
-        steps2 = [] if stage2_steps is None else [f"--max_steps={stage2_steps}"]
+        steps1, steps2 = ([] if n is None else [f"--max_steps={n}"] for n in (stage1_steps, stage2_steps))
         main(["--config=stage1/phantoms", *common, f"--output_dir={out / 'stage1'}", *steps1], STAGE1_DEFAULTS, "")
         continued = [*common, f"--adapter={out / 'stage1'}", f"--output_dir={out / 'stage2'}", *steps2]
         main([f"--config=stage2/phantoms_{task}", *continued], STAGE2_DEFAULTS, "")
         shutil.copyfile(out / "stage2" / "loss.png", out / "loss.png")
 
         samples, loaded = load_samples("phantoms", data, "test", task), load_model(out / "stage2")
-        files = {
-            control: out / f"predictions{'-' if control else ''}{control}.jsonl" for control in ("", "blank_image")
-        }
-        for control, path in files.items():
+        answers, blank = out / "predictions.jsonl", out / "predictions-blank_image.jsonl"
+        for control, path in (("", answers), ("blank_image", blank)):
             predict(out / "stage2", samples, path, control=control, template="plain", model_and_processor=loaded)
-        results = score(
-            files[""],
-            controls={"blank_image": files["blank_image"]},
-            train_samples=data / "train.jsonl",
-            out=out / "results.json",
-        )
+        controls, train = {"blank_image": blank}, data / "train.jsonl"
+        results = score(answers, controls=controls, train_samples=train, out=out / "results.json")
         print(markdown_report(results), end="")
 
 

@@ -6,6 +6,7 @@ Works on any model's predictions and needs no GPU. The table goes to stdout.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,8 @@ def main(predictions: Path, control: list[str], train: Path | None, out: Path | 
             controls[name] = Path(path)
         results = score(predictions, controls=controls, train_samples=train, out=out)
     except PeFoMedError as error:
+        if os.environ.get("PEFOMED_DEBUG") == "1":
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     print(markdown_report(results), end="")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor, shared_prefix_length
@@ -46,21 +47,34 @@ def load_model(
     try:
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or default_dtype())
         processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise PeFoMedError(f"{folder}: cannot load an adapter or a base model ({first})") from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), processor
 
 
-def shared_prefix_batches(requests: Sequence[Request], rows_per_batch: int) -> Iterator[list[Request]]:
-    """Yield batches of at most `rows_per_batch` requests in which requests about the same images stand together."""
-    groups: dict[tuple[int, ...], list[Request]] = {}
-    for request in requests:
-        groups.setdefault((*map(id, request.images),), []).append(request)
-    ordered = [request for group in groups.values() for request in group]
-    for start in range(0, len(ordered), rows_per_batch):
-        yield ordered[start : start + rows_per_batch]
+Prompted = tuple[Request, list[int]]
+
+
+def shared_prefix_batches(
+    prompted: Sequence[Prompted], rows_per_batch: int, *, same_length: bool = False
+) -> Iterator[list[Prompted]]:
+    """Yield batches of at most `rows_per_batch` requests of one task and one number of images, so that all prompts of
+    a batch share their image tokens' places; requests about the same images stand together.
+
+    Args:
+        same_length: put only prompts of equal length together.
+    """
+    kinds: dict[tuple[object, ...], dict[tuple[int, ...], list[Prompted]]] = {}
+    for request, prompt in prompted:
+        kind = (request.task, len(request.images), len(prompt) if same_length else 0)
+        images = (*map(id, request.images),)
+        kinds.setdefault(kind, {}).setdefault(images, []).append((request, prompt))
+    for groups in kinds.values():
+        ordered = [one for group in groups.values() for one in group]
+        for start in range(0, len(ordered), rows_per_batch):
+            yield ordered[start : start + rows_per_batch]
 
 
 @torch.inference_mode()
@@ -83,11 +97,13 @@ def generate_answers(
     Raises:
         PeFoMedError: a request has no image.
     """
-    for batch in shared_prefix_batches(requests, rows_per_batch):
-        if not all(request.images for request in batch):
-            raise PeFoMedError("A request has no image; PeFoMed answers questions about images.")
-        limit = max_new_tokens or max(MAX_NEW_TOKENS[request.task] for request in batch)
-        prompts = [processor.encode_prompt(r.instruction, r.task, num_images=len(r.images)) for r in batch]
+    if not all(request.images for request in requests):
+        raise PeFoMedError("A request has no image; PeFoMed answers questions about images.")
+    prompted = [(r, processor.encode_prompt(r.instruction, r.task, num_images=len(r.images))) for r in requests]
+    # Options that look at the prompt, such as a repetition penalty, must not see padding in it.
+    for pairs in shared_prefix_batches(prompted, rows_per_batch, same_length=bool(generation)):
+        batch, prompts = [request for request, _ in pairs], [prompt for _, prompt in pairs]
+        limit = max_new_tokens or MAX_NEW_TOKENS[batch[0].task]
         output = _generate_batch(model, processor, batch, prompts, limit, generation)
         for request, tokens in zip(batch, output, strict=True):
             yield request.id, processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
@@ -113,7 +129,9 @@ def _generate_batch(
 
     # Questions are padded between the prefix and the answer, so that all answers start in the same column. Lengths are
     # rounded up, because on a CPU every new shape costs seconds once.
-    longest = -(-max(len(prompt) - length for prompt in prompts) // 8) * 8
+    longest = max(len(prompt) - length for prompt in prompts)
+    if not generation:
+        longest = -(-longest // 8) * 8
     pad = model.generation_config.pad_token_id
     rows, masks = [], []
     for prompt in prompts:

@@ -79,13 +79,14 @@ def predict(
         raise PeFoMedError("There is nothing to predict: found 0 samples.")
     model_name, adapter = model_identity(folder)
     who = {"control": control, "model": model_name, "adapter": adapter}
-    if out.is_file() and _matches(read_records(out, Prediction), samples, who):
+    model, processor = model_and_processor or load_model(folder)
+    prompts = {sample.id: _prompt_sha256(sample, processor, template) for sample in samples}
+    if out.is_file() and _matches(read_records(out, Prediction), samples, prompts, who):
         return out
     partial = out.with_name(out.name + ".partial")
-    done = {p.id: p for p in _read_partial(partial) if all(getattr(p, key) == value for key, value in who.items())}
+    done = {p.id: p for p in _read_partial(partial) if _is_by(p, prompts, who)}
     if done:
         logger.info("%d of %d answers are there already", len(done), len(samples))
-    model, processor = model_and_processor or load_model(folder)
     blank = blank_image(processor) if control == "blank_image" else None
     # Decoding is deterministic: what is asked twice is answered once. All images of a control look alike, so there
     # each wording is asked once.
@@ -93,7 +94,7 @@ def predict(
     for sample in samples:
         if sample.id not in done:
             images = len(sample.image_paths) if blank else tuple(sample.image_paths)
-            twins.setdefault((images, sample.task, sample.instruction), []).append(sample)
+            twins.setdefault((images, prompts[sample.id]), []).append(sample)
     asked = {group[0].id: group for group in twins.values()}
     out.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("a", encoding="utf-8") as lines, tqdm(
@@ -101,10 +102,10 @@ def predict(
         disable=not sys.stderr.isatty(),
     ) as progress:  # fmt: skip
         first = [group[0] for group in asked.values()]
-        for requests, prompts in _requests(first, processor, blank, template, rows_per_batch):
+        for requests in _requests(first, blank, template, rows_per_batch):
             for sample_id, answer in generate_answers(model, processor, requests, rows_per_batch=rows_per_batch):
                 for sample in asked[sample_id]:
-                    prediction = Prediction.of(sample, answer, prompt_sha256=prompts[sample_id], **who)
+                    prediction = Prediction.of(sample, answer, prompt_sha256=prompts[sample.id], **who)
                     done[sample.id] = prediction
                     lines.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
                     progress.update()
@@ -114,10 +115,23 @@ def predict(
     return out
 
 
+def _prompt_sha256(sample: Sample, processor: PeFoMedProcessor, template: VqaTemplate) -> str:
+    """Return the fingerprint of a sample's prompt as token ids."""
+    instruction = render_instruction(sample, training=False, template=template)
+    ids = processor.encode_prompt(instruction, sample.task, num_images=len(sample.image_paths))
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+
+
+def _is_by(prediction: Prediction, prompts: dict[str, str], who: dict[str, str]) -> bool:
+    """Whether a prediction is by this model, under this control, to the prompt that its sample has now."""
+    same_model = all(getattr(prediction, key) == value for key, value in who.items())
+    return same_model and prediction.prompt_sha256 == prompts.get(prediction.id)
+
+
 def _requests(
-    samples: list[Sample], processor: PeFoMedProcessor, blank: Image.Image | None, template: VqaTemplate, size: int
-) -> Iterator[tuple[list[Request], dict[str, str]]]:
-    """Yield requests in portions whose images fit into memory, and the sha256 of each one's prompt by sample id.
+    samples: list[Sample], blank: Image.Image | None, template: VqaTemplate, size: int
+) -> Iterator[list[Request]]:
+    """Yield requests in portions whose images fit into memory.
 
     Samples about the same image are put side by side first, so that few images are opened twice.
     """
@@ -127,34 +141,35 @@ def _requests(
     ordered = [sample for group in groups.values() for sample in group]
     for portion in (ordered[start : start + size] for start in range(0, len(ordered), size)):
         opened = {path: blank or load_image(path) for sample in portion for path in sample.image_paths}
-        requests, prompts = [], {}
-        for sample in portion:
-            instruction = render_instruction(sample, training=False, template=template)
-            images = tuple(opened[path] for path in sample.image_paths)
-            requests.append(Request(sample.id, sample.task, instruction, images))
-            ids = processor.encode_prompt(instruction, sample.task, num_images=len(images))
-            prompts[sample.id] = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
-        yield requests, prompts
+        yield [
+            Request(
+                sample.id,
+                sample.task,
+                render_instruction(sample, training=False, template=template),
+                tuple(opened[path] for path in sample.image_paths),
+            )
+            for sample in portion
+        ]
 
 
 def _read_partial(path: Path) -> list[Prediction]:
     """Return the whole lines of an interrupted run; a torn last line is dropped."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    path.write_text(whole, encoding="utf-8")
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rfind(b"\n") + 1])
     return read_records(path, Prediction)
 
 
-def _matches(predictions: list[Prediction], samples: list[Sample], who: dict[str, str]) -> bool:
+def _matches(
+    predictions: list[Prediction], samples: list[Sample], prompts: dict[str, str], who: dict[str, str]
+) -> bool:
     """Whether a finished file is by the same model about the same samples.
 
     Raises:
         PeFoMedError: it is not.
     """
-    same_model = all(getattr(p, key) == value for p in predictions for key, value in who.items())
-    if same_model and [p.id for p in predictions] == [s.id for s in samples]:
+    if all(_is_by(p, prompts, who) for p in predictions) and [p.id for p in predictions] == [s.id for s in samples]:
         return True
     raise PeFoMedError(
         "The output file holds predictions of another model or data set; name another file or delete it."

@@ -6,17 +6,18 @@ One YAML file is one run; each key is a field of one of the two classes and can 
 
 from __future__ import annotations
 
-import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
-from trl import SFTConfig, TrlParser
+from transformers import HfArgumentParser
+from trl import SFTConfig
 
 from ..devices import default_dtype
 from ..errors import ConfigError, did_you_mean
@@ -78,9 +79,6 @@ class StageConfig(SFTConfig):
     max_length: int | None = field(default=1024, metadata={"help": "Tokens of a row; longer samples are refused."})
     pad_to_multiple_of: int | None = field(default=64, metadata={"help": "Row lengths are rounded up to this."})
     bf16: bool | None = field(default=None, metadata={"help": "Mixed precision; by default where the device has it."})
-    train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "Batches of rows of like length: little padding."}
-    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory, a third more time."})
     eval_strategy: str = field(default="steps", metadata={"help": "When to validate."})
     save_strategy: str = field(default="steps", metadata={"help": "When to write a checkpoint."})
@@ -132,7 +130,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected `key: value` lines")
@@ -143,11 +141,21 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-class _Parser(TrlParser):
-    """TRL's parser whose mistakes are [`ConfigError`]s with a suggestion."""
+class _Parser(HfArgumentParser):
+    """transformers' parser whose mistakes are [`ConfigError`]s."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
+
+
+def _as_options(values: dict[str, Any]) -> list[str]:
+    """Return a config's values as command-line options, so that both are checked alike; `None` keeps the default."""
+    options = []
+    for key, value in values.items():
+        if value is not None:
+            text = value if isinstance(value, str) else json.dumps(value)
+            options.append(f"--{key}={text}")
+    return options
 
 
 def parse_arguments(
@@ -160,20 +168,23 @@ def parse_arguments(
     """
     parser = _Parser([RecipeArguments, StageConfig], description=description, allow_abbrev=False)
     parser.add_argument("--config", metavar="YAML", help="A run's settings: a file, or a packaged name.")
-    option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    option.add_argument("--config")
-    chosen, rest = option.parse_known_args(list(arguments))
-    values = {**defaults, **(read_config(find_config(chosen.config)) if chosen.config else {})}
-    values.pop("config", None)
-    parser.set_defaults_with_config(**values)
+    first = _Parser([], add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    chosen, rest = first.parse_known_args(list(arguments))
+    values = {key: value for key, value in defaults.items() if key != "config"}
+    if chosen.config:
+        values |= read_config(find_config(chosen.config))
     try:
-        parsed = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
-    except (ValueError, TypeError) as error:
+        parsed = parser.parse_args_into_dataclasses([*_as_options(values), *rest], return_remaining_strings=True)
+    except (ValueError, TypeError, AssertionError) as error:
         raise ConfigError(" ".join(str(error).split())) from None
     recipe, config, unknown = parsed[0], parsed[1], parsed[-1]
     if unknown:
-        known = [o for action in parser._actions for o in action.option_strings]
-        raise ConfigError(f"unknown option {unknown[0]}{did_you_mean(unknown[0].split('=')[0], known)}")
+        known = [option for action in parser._actions for option in action.option_strings]
+        named = [word + did_you_mean(word.split("=")[0], known) for word in unknown if word.startswith("-")] or unknown
+        raise ConfigError(f"unknown {'option' if len(named) == 1 else 'options'} {', '.join(named)}")
+    if recipe.early_stopping_patience is not None and str(config.eval_strategy) in ("no", "IntervalStrategy.NO"):
+        raise ConfigError("early_stopping_patience needs validation during training: set eval_strategy to steps")
     return recipe, config
 
 

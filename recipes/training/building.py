@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, Blip2VisionModel
 
 from modeling_pefomed import PeFoMedConfig, PeFoMedForConditionalGeneration, PeFoMedImageProcessor, PeFoMedProcessor
@@ -116,10 +117,15 @@ def load_adapter(base: PeFoMedForConditionalGeneration, folder: Path, *, trainab
     """
     if not (folder / "adapter_config.json").is_file():
         raise PeFoMedError(f"{folder}: no adapter there (adapter_config.json is missing)")
+    named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     try:
-        return PeftModel.from_pretrained(base, folder, is_trainable=trainable)
-    except RuntimeError as error:
-        named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as weights:
+            differing = set(weights.keys()) ^ set(get_peft_model_state_dict(model))
+        if differing:
+            raise RuntimeError(f"size mismatch: {len(differing)} tensors, such as {sorted(differing)[0]}")
+        return model
+    except (RuntimeError, OSError, SafetensorError) as error:
         first = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error))
         raise PeFoMedError(
             f"{folder}: this adapter does not fit the base model. It was trained on {named!r}; load that. ({first})"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..errors import PeFoMedError
 logger = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE.json"
+SHOWN = ("loss", "eval_loss", "learning_rate", "mean_token_accuracy", "eval_mean_token_accuracy")
 
 
 def frozen_fingerprint(model: torch.nn.Module) -> dict[str, str]:
@@ -24,7 +26,7 @@ def frozen_fingerprint(model: torch.nn.Module) -> dict[str, str]:
     digests = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            data = parameter.detach().cpu().contiguous().view(torch.uint8)
+            data = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digests[name] = hashlib.blake2b(data.numpy().data, digest_size=16).hexdigest()
     return digests
 
@@ -64,8 +66,8 @@ def last_complete_checkpoint(output_dir: Path) -> Path | None:
 
     A checkpoint of a killed run is passed over with one line.
     """
-    found = sorted(output_dir.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True)
-    for folder in found:
+    steps = {int(path.name[11:]): path for path in output_dir.glob("checkpoint-*") if path.name[11:].isdigit()}
+    for _, folder in sorted(steps.items(), reverse=True):
         marker = folder / COMPLETE
         if marker.is_file():
             sizes = json.loads(marker.read_text(encoding="utf-8"))["files"]
@@ -82,6 +84,9 @@ class LossCurveCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
+            if not sys.stderr.isatty():  # a terminal has the progress bar
+                shown = ", ".join(f"{key} {value:.4g}" for key, value in logs.items() if key in SHOWN)
+                print(f"step {state.global_step}: {shown}", file=sys.stderr)
             with (Path(args.output_dir) / "loss.jsonl").open("a", encoding="utf-8") as out:
                 out.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
@@ -108,5 +113,6 @@ def draw_loss_curve(history: list[dict[str, float]], path: Path, title: str) -> 
         right = axes.twinx()
         right.plot(*zip(*rates, strict=True), color="grey", alpha=0.5, linestyle=":")
         right.set_ylabel("learning rate", color="grey")
-    axes.legend()
+    if axes.get_lines():
+        axes.legend()
     figure.savefig(path, dpi=120)

@@ -6,15 +6,24 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppingCallback, TrainerCallback
+from tqdm import tqdm
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    EarlyStoppingCallback,
+    PrinterCallback,
+    TrainerCallback,
+)
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 
@@ -116,10 +125,12 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
     model, processor = load_base(recipe.base)
     train_rows = pack_split(train_samples, processor, recipe, config, training=True)
     validation_rows = pack_split(validation_samples, processor, recipe, config, training=False)
+    set_seed(config.seed)  # LoRA's start
     peft_model = adapted(model, recipe)
+    checkpoint = find_checkpoint(recipe.resume, output)
+    check_images([*train_samples, *validation_samples])
 
     output.mkdir(parents=True, exist_ok=True)
-    checkpoint = find_checkpoint(recipe.resume, output)
     if checkpoint is None:
         (output / "loss.jsonl").unlink(missing_ok=True)
     else:
@@ -136,6 +147,7 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         data_collator=PackedRowCollator(processor, load_image, config.pad_to_multiple_of or 1),
         callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is for data
     before = trainer.evaluate()
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # The best validation is that of the adapter now loaded; without it, the last adapter is validated here.
@@ -180,7 +192,7 @@ def finished_record(output: Path, settings: dict[str, Any]) -> dict[str, Any] | 
     differences = [
         f"{key} {record['settings'].get(key)!r} there, {wanted.get(key)!r} now"
         for key in sorted(set(wanted) | set(record["settings"]))
-        if wanted.get(key) != record["settings"].get(key) and key not in ("resume", "logging_dir")
+        if wanted.get(key) != record["settings"].get(key) and key not in ("resume", "logging_dir", "disable_tqdm")
     ]
     if differences:
         raise ConfigError(
@@ -195,6 +207,30 @@ def adapted(model: PeFoMedForConditionalGeneration, recipe: RecipeArguments) -> 
     if recipe.adapter is not None:
         return load_adapter(model, Path(recipe.adapter), trainable=True)
     return add_adapter(model, r=recipe.lora_r, alpha=recipe.lora_alpha, dropout=recipe.lora_dropout)
+
+
+def check_images(samples: list[Sample]) -> None:
+    """Open every image once, so that a broken one is named before hours of training and not after.
+
+    Raises:
+        PeFoMedError: images that cannot be opened; the first ones are named, one a line.
+    """
+    paths = sorted({path for sample in samples for path in sample.image_paths})
+
+    def problem(path: str) -> str:
+        try:
+            load_image(path)
+        except PeFoMedError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        checked = pool.map(problem, paths)
+        bar = tqdm(checked, total=len(paths), desc="images checked", disable=not sys.stderr.isatty())
+        problems = [found for found in bar if found]
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise PeFoMedError(f"{len(problems)} of {len(paths)} images cannot be used: {'; '.join(problems[:5])}{more}")
 
 
 def find_checkpoint(resume: str, output: Path) -> Path | None:

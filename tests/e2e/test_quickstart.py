@@ -87,7 +87,11 @@ def command(folder: Path, *arguments: str, **environment: str) -> Finished:
     started = time.monotonic()
     with (folder / "stdout").open("w+") as out, (folder / "stderr").open("w+") as err:
         process = subprocess.Popen(arguments, cwd=folder, stdout=out, stderr=err, env={**os.environ, **environment})
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - started
         out.seek(0)
@@ -222,13 +226,16 @@ def test_it_needs_no_network_and_little_memory(quickstart: Quickstart) -> None:
     assert quickstart.first.peak_bytes < MEMORY_LIMIT_BYTES
 
 
-def test_base_and_adapters_load_with_the_package_and_without_it(quickstart: Quickstart, tmp_path: Path) -> None:
-    image = str(quickstart.folder / "data" / "images" / "test-000000.png")
-    arguments = (str(quickstart.folder), image, QUESTION)
+def test_base_and_adapters_load_with_the_package_and_without_it(
+    quickstart: Quickstart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = quickstart.folder.parent
+    monkeypatch.chdir(place)
+    arguments = ("run", "run/data/images/test-000000.png", QUESTION)
     namespace: dict[str, Any] = {}
     exec(PROBE, namespace)
     with_package = namespace["probe"](*arguments)
-    clean = command(tmp_path, sys.executable, "-c", CLEAN, *arguments, HF_MODULES_CACHE=str(tmp_path / "modules"))
+    clean = command(place, sys.executable, "-c", CLEAN, *arguments, HF_MODULES_CACHE=str(tmp_path / "modules"))
     without = json.loads(clean.stdout.splitlines()[-1])
     for name in ("base", "stage1", "stage2"):
         assert with_package[name]["classes"] == ["PeFoMedForConditionalGeneration", "PeFoMedModel"]
@@ -242,11 +249,20 @@ def test_base_and_adapters_load_with_the_package_and_without_it(quickstart: Quic
             assert with_package[before][key] != pytest.approx(with_package[after][key], abs=1e-4), (before, key)
 
 
-def test_ask_answers_as_the_model_does(quickstart: Quickstart, tmp_path: Path) -> None:
-    image = quickstart.folder / "data" / "images" / "test-000000.png"
-    pefomed = str(Path(sys.executable).with_name("pefomed"))
-    asked = command(tmp_path, pefomed, "ask", str(image), QUESTION, "--model", str(quickstart.folder / "stage2"))
+def test_ask_answers_as_the_model_does(quickstart: Quickstart, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = quickstart.folder.parent
+    monkeypatch.chdir(place)
+    pefomed, image = str(Path(sys.executable).with_name("pefomed")), "run/data/images/test-000000.png"
+    asked = command(place, pefomed, "ask", image, QUESTION, "--model=run/stage2")
     request = Request("", "vqa", QUESTION, (Image.open(image).convert("RGB"),))
-    [(_, answer)] = generate_answers(*load_model(quickstart.folder / "stage2"), [request])
+    [(_, answer)] = generate_answers(*load_model("run/stage2"), [request])
     assert asked.stdout == answer + "\n"
     assert "Traceback" not in asked.stderr
+
+
+def test_adapters_load_from_any_folder(
+    quickstart: Quickstart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, _ = load_model(quickstart.folder / "stage2")
+    assert any("lora_A" in name for name, _ in model.named_parameters())

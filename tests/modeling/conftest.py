@@ -20,10 +20,12 @@ BuildModel = Callable[..., PeFoMedForConditionalGeneration]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def without_onednn() -> Iterator[None]:
-    """oneDNN compiles kernels for every new shape, which takes ten times as long as the tiny models' arithmetic."""
-    with torch.backends.mkldnn.flags(enabled=False):
-        yield
+def one_thread() -> Iterator[None]:
+    """Tiny tensors are done before a second thread wakes up: waiting for it takes ten times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def test_images_stand_where_their_placeholders_are(model: PeFoMedForConditionalG
         rows.append(torch.stack([left.pop(0) if token == image_token else table[token] for token in ids]))
         assert left == []
     embedded = model(inputs_embeds=torch.stack(rows), attention_mask=batch["attention_mask"]).logits
-    torch.testing.assert_close(embedded, model(**batch).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(embedded, model(**batch).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_several_images_in_one_prompt_keep_their_order(
@@ -41,7 +41,7 @@ def test_several_images_in_one_prompt_keep_their_order(
     hidden = model(**inputs).image_hidden_states
     assert hidden.shape[0] == 2 * IMAGE_TOKENS
     single = [model.get_image_features(inputs["pixel_values"][[at]]).pooler_output[0] for at in (0, 1)]
-    torch.testing.assert_close(hidden, torch.cat(single), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(hidden, torch.cat(single), rtol=1e-4, atol=1e-4)
     swapped = model(**dict(inputs) | {"pixel_values": inputs["pixel_values"].flip(0)})
     assert not torch.allclose(swapped.logits[:, -1], model(**inputs).logits[:, -1], atol=1e-3)
 
@@ -52,7 +52,7 @@ def test_rows_with_different_numbers_of_images_share_a_batch(
     conversations = [ask("Compare.", images[0], images[1]), ask("Is there a mass?", images[2])]
     together = model(**encode(processor, *conversations)).logits[:, -1]
     alone = torch.cat([model(**encode(processor, conversation)).logits[:, -1] for conversation in conversations])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_left_padding_changes_no_logits(
@@ -61,7 +61,7 @@ def test_left_padding_changes_no_logits(
     together = model(**batch).logits
     single = model(**encode(processor, ask("Is there a mass?", images[0]))).logits[0]
     assert single.shape[0] < together.shape[1]
-    torch.testing.assert_close(together[0, -single.shape[0] :], single, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together[0, -single.shape[0] :], single, rtol=1e-4, atol=1e-4)
 
 
 def test_text_alone_needs_no_image(model: PeFoMedForConditionalGeneration, processor: PeFoMedProcessor) -> None:
@@ -126,7 +126,7 @@ def test_sdpa_equals_eager(processor: PeFoMedProcessor, own_model: BuildModel, b
         assert model.model.vision_tower.config._attn_implementation == name
         assert model.model.language_model.config._attn_implementation == name
     real = batch["attention_mask"].bool()
-    torch.testing.assert_close(eager(**batch).logits[real], sdpa(**batch).logits[real], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(eager(**batch).logits[real], sdpa(**batch).logits[real], rtol=1e-4, atol=1e-4)
 
 
 def test_placeholder_is_masked_before_the_embedding_lookup(
@@ -143,10 +143,10 @@ def test_placeholder_is_masked_before_the_embedding_lookup(
 
 def test_logits_to_keep_gives_the_last_positions(model: PeFoMedForConditionalGeneration, batch: Inputs) -> None:
     everything = model(**batch).logits
-    torch.testing.assert_close(model(**batch, logits_to_keep=2).logits, everything[:, -2:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(**batch, logits_to_keep=2).logits, everything[:, -2:], rtol=1e-4, atol=1e-4)
     chosen = torch.tensor([0, 5])
     torch.testing.assert_close(
-        model(**batch, logits_to_keep=chosen).logits, everything[:, chosen], rtol=1e-5, atol=1e-5
+        model(**batch, logits_to_keep=chosen).logits, everything[:, chosen], rtol=1e-4, atol=1e-4
     )
 
 

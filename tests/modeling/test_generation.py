@@ -107,7 +107,7 @@ def test_cached_steps_give_the_logits_of_one_pass(model: PeFoMedForConditionalGe
         model(input_ids=inputs["input_ids"][:, [at]], past_key_values=cache).logits
         for at in range(cut, inputs["input_ids"].shape[1])
     ]
-    torch.testing.assert_close(torch.cat([first, *rest], dim=1), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat([first, *rest], dim=1), whole, rtol=1e-4, atol=1e-4)
 
 
 def test_an_encoded_image_prefix_is_reused_without_its_pixels(
@@ -246,7 +246,7 @@ def test_transition_scores_are_the_log_probabilities_of_the_answer(
     prompt = inputs["input_ids"].shape[1]
     logits = model(input_ids=output.sequences, pixel_values=inputs["pixel_values"]).logits.log_softmax(-1)
     expected = logits[:, prompt - 1 : -1].gather(2, output.sequences[:, prompt:, None])[..., 0]
-    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
 
     beams = model.generate(**inputs, **settings, num_beams=3)
     scores = model.compute_transition_scores(beams.sequences, beams.scores, beams.beam_indices)

@@ -70,7 +70,7 @@ def test_image_features_are_the_projected_groups_of_the_towers_patches(
     projector = model.model.multi_modal_projector
     groups = group_by_loops(tower_output, SIDE, SIDE, extra=1, group_size=4)
     expected = groups @ projector.weight.T + projector.bias
-    torch.testing.assert_close(torch.stack(list(features.pooler_output)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.stack(list(features.pooler_output)), expected, rtol=1e-4, atol=1e-4)
     assert expected.std() > 0.1, "features of about zero would make this test vacuous"
 
 
@@ -104,7 +104,7 @@ def test_other_towers_work(
     assert features.last_hidden_state.shape == (1, extra + SIDE * SIDE, 32)
     groups = group_by_loops(features.last_hidden_state, SIDE, SIDE, extra, 4)
     expected = groups @ model.model.multi_modal_projector.weight.T + model.model.multi_modal_projector.bias
-    torch.testing.assert_close(features.pooler_output[0], expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features.pooler_output[0], expected[0], rtol=1e-4, atol=1e-4)
 
     answer = model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
     assert answer.shape[1] == inputs["input_ids"].shape[1] + 3

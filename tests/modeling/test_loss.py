@@ -73,7 +73,7 @@ def test_logits_are_computed_at_labelled_positions_only(
     labelled = supervised["labels"][:, 1:] != -100
     got = model(**supervised).logits
     assert got.shape == (int(labelled.sum()), model.config.text_config.vocab_size)
-    torch.testing.assert_close(got, model(**inputs).logits[:, :-1][labelled], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got, model(**inputs).logits[:, :-1][labelled], rtol=1e-4, atol=1e-4)
 
 
 def test_a_label_at_the_first_position_has_nothing_to_predict_it(

@@ -128,8 +128,8 @@ def test_folders_serve_themselves_where_the_package_is_missing(
         here: Any = AutoModelForImageTextToText.from_pretrained(source)
         assert isinstance(here, PeFoMedForConditionalGeneration)
         there = torch.load(folder / f"{name}.pt")
-        torch.testing.assert_close(there["logits"], here(**inputs).logits, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(there["hidden"], here.model(**inputs).last_hidden_state, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(there["logits"], here(**inputs).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(there["hidden"], here.model(**inputs).last_hidden_state, rtol=1e-4, atol=1e-4)
         answer = here.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :].tolist()
         assert found["tokens"][name] == answer
         if name == "base":
