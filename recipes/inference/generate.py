@@ -7,7 +7,7 @@ tokens are the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,18 @@ class Request:
     images: tuple[Image.Image, ...]
 
 
+def load_processor(folder: str | Path) -> PeFoMedProcessor:
+    """Return the processor that lies beside an adapter or a base model.
+
+    Raises:
+        PeFoMedError: there is none.
+    """
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise PeFoMedError(f"{folder}: cannot load an adapter or a base model ({_first_line(error)})") from None
+
+
 def load_model(
     folder: str | Path, dtype: torch.dtype | None = None
 ) -> tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor]:
@@ -44,35 +56,34 @@ def load_model(
     Raises:
         PeFoMedError: nothing loadable is there, or the base model that the adapter names is missing.
     """
+    processor = load_processor(folder)
     try:
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or default_dtype())
-        processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PeFoMedError(f"{folder}: cannot load an adapter or a base model ({first})") from None
+        raise PeFoMedError(f"{folder}: cannot load an adapter or a base model ({_first_line(error)})") from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), processor
 
 
-Prompted = tuple[Request, list[int]]
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def shared_prefix_batches(
-    prompted: Sequence[Prompted], rows_per_batch: int, *, same_length: bool = False
-) -> Iterator[list[Prompted]]:
+    requests: Sequence[Request], rows_per_batch: int, length_of: Callable[[Request], int] | None = None
+) -> Iterator[list[Request]]:
     """Yield batches of at most `rows_per_batch` requests of one task and one number of images, so that all prompts of
     a batch share their image tokens' places; requests about the same images stand together.
 
     Args:
-        same_length: put only prompts of equal length together.
+        length_of: where given, only requests of equal length are put together.
     """
-    kinds: dict[tuple[object, ...], dict[tuple[int, ...], list[Prompted]]] = {}
-    for request, prompt in prompted:
-        kind = (request.task, len(request.images), len(prompt) if same_length else 0)
-        images = (*map(id, request.images),)
-        kinds.setdefault(kind, {}).setdefault(images, []).append((request, prompt))
+    kinds: dict[tuple[object, ...], dict[tuple[int, ...], list[Request]]] = {}
+    for request in requests:
+        kind = (request.task, len(request.images), length_of(request) if length_of else 0)
+        kinds.setdefault(kind, {}).setdefault((*map(id, request.images),), []).append(request)
     for groups in kinds.values():
-        ordered = [one for group in groups.values() for one in group]
+        ordered = [request for group in groups.values() for request in group]
         for start in range(0, len(ordered), rows_per_batch):
             yield ordered[start : start + rows_per_batch]
 
@@ -99,10 +110,11 @@ def generate_answers(
     """
     if not all(request.images for request in requests):
         raise PeFoMedError("A request has no image; PeFoMed answers questions about images.")
-    prompted = [(r, processor.encode_prompt(r.instruction, r.task, num_images=len(r.images))) for r in requests]
+    prompt_of = {id(r): processor.encode_prompt(r.instruction, r.task, num_images=len(r.images)) for r in requests}
     # Options that look at the prompt, such as a repetition penalty, must not see padding in it.
-    for pairs in shared_prefix_batches(prompted, rows_per_batch, same_length=bool(generation)):
-        batch, prompts = [request for request, _ in pairs], [prompt for _, prompt in pairs]
+    length_of = (lambda request: len(prompt_of[id(request)])) if generation else None
+    for batch in shared_prefix_batches(requests, rows_per_batch, length_of):
+        prompts = [prompt_of[id(request)] for request in batch]
         limit = max_new_tokens or MAX_NEW_TOKENS[batch[0].task]
         output = _generate_batch(model, processor, batch, prompts, limit, generation)
         for request, tokens in zip(batch, output, strict=True):

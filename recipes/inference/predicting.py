@@ -20,7 +20,7 @@ from ..data.images import load_image
 from ..data.instructions import VqaTemplate, render_instruction
 from ..errors import ConfigError, PeFoMedError
 from ..records import Prediction, Sample, read_records, write_records
-from .generate import Request, generate_answers, load_model
+from .generate import Request, generate_answers, load_model, load_processor
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def predict(
         raise PeFoMedError("There is nothing to predict: found 0 samples.")
     model_name, adapter = model_identity(folder)
     who = {"control": control, "model": model_name, "adapter": adapter}
-    model, processor = model_and_processor or load_model(folder)
+    processor = model_and_processor[1] if model_and_processor else load_processor(folder)
     prompts = {sample.id: _prompt_sha256(sample, processor, template) for sample in samples}
     if out.is_file() and _matches(read_records(out, Prediction), samples, prompts, who):
         return out
@@ -87,6 +87,7 @@ def predict(
     done = {p.id: p for p in _read_partial(partial) if _is_by(p, prompts, who)}
     if done:
         logger.info("%d of %d answers are there already", len(done), len(samples))
+    model = (model_and_processor or load_model(folder))[0]
     blank = blank_image(processor) if control == "blank_image" else None
     # Decoding is deterministic: what is asked twice is answered once. All images of a control look alike, so there
     # each wording is asked once.

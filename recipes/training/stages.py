@@ -23,6 +23,7 @@ from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
     TrainerCallback,
+    set_seed,
 )
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
