@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
@@ -99,7 +100,9 @@ class StageConfig(SFTConfig):
         self.remove_unused_columns = False
         self.dataset_kwargs = {"skip_prepare_dataset": True}
         self.ddp_find_unused_parameters = False
-        super().__post_init__()
+        with warnings.catch_warnings():  # TRL still sets gradient_checkpointing, which transformers is renaming
+            warnings.simplefilter("ignore", FutureWarning)
+            super().__post_init__()
 
 
 def configs_folder() -> Path:

@@ -60,7 +60,9 @@ def build_base(
     model.tie_weights()
     model.model.multi_modal_projector.float()
     model.generation_config = language_model.generation_config
-    model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+    model.generation_config.pad_token_id = (
+        tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    )
     return model, processor
 
 

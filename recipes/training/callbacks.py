@@ -61,6 +61,23 @@ class CompleteCheckpointCallback(TrainerCallback):
         staged.replace(folder / COMPLETE)
 
 
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint's marker was written and all its files have the marked sizes."""
+    marker = checkpoint / COMPLETE
+    if not marker.is_file():
+        return False
+    sizes = json.loads(marker.read_text(encoding="utf-8"))["files"]
+    files = {checkpoint / name: size for name, size in sizes.items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+
+
+def keep_curve_until(path: Path, step: int) -> None:
+    """Drop what `loss.jsonl` says of steps after `step`: a continued run says it again."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+
+
 def last_complete_checkpoint(output_dir: Path) -> Path | None:
     """Return the newest checkpoint whose marker was written and whose files have the marked sizes, or `None`.
 
@@ -68,13 +85,8 @@ def last_complete_checkpoint(output_dir: Path) -> Path | None:
     """
     steps = {int(path.name[11:]): path for path in output_dir.glob("checkpoint-*") if path.name[11:].isdigit()}
     for _, folder in sorted(steps.items(), reverse=True):
-        marker = folder / COMPLETE
-        if marker.is_file():
-            sizes = json.loads(marker.read_text(encoding="utf-8"))["files"]
-            if all(
-                (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items()
-            ):
-                return folder
+        if is_complete(folder):
+            return folder
         logger.warning("%s is incomplete and is passed over", folder)
     return None
 

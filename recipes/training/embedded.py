@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +99,13 @@ def quickstart_base(
             `root/stage0`.
         pretrained: `False` is a control: a random tower and projector instead of stage 0's.
     """
-    folder = root / "base"
+    folder, record = root / "base", root / "base.json"
+    asked: dict[str, Any] = {"llm": llm, "vision_tower": vision_tower, "pretrained": pretrained}
+    asked |= {} if settings is None else {"settings": asdict(settings)}
     if (folder / "config.json").is_file():
+        found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else asked
+        if any(found[key] != value for key, value in asked.items()) and (llm or vision_tower or settings):
+            raise PeFoMedError(f"{folder} was built from other parts ({record}); name another folder or delete it")
         return folder
     language_model = llm or str(embedded_llm())
     settings = settings or StageZeroSettings()
@@ -116,6 +123,7 @@ def quickstart_base(
         if projector is not None:
             model.model.multi_modal_projector.load_state_dict(projector)
         save_base(folder, model, processor)
+    record.write_text(json.dumps({**asked, "settings": asdict(settings)}, indent=2) + "\n", encoding="utf-8")
     return folder
 
 

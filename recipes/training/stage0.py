@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2VisionConfig,
 from modeling_pefomed import PeFoMedImageProcessor, group_patch_tokens
 
 from ..data.phantoms import case_seed, draw_phantom, facts, render_phantom
+from ..errors import PeFoMedError
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +182,10 @@ def pretrain_tower(folder: Path, llm: str, settings: StageZeroSettings) -> dict[
         llm: Hub id or folder of the language model whose word embeddings are the targets.
     """
     if (folder / RECORD).is_file():
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if found["settings"] != asdict(settings):
+            raise PeFoMedError(f"{folder} holds a stage 0 of other settings; name another folder or delete it")
+        return found
     started = time.monotonic()
     torch.manual_seed(settings.seed)
     vocabulary = fact_vocabulary(settings)

@@ -36,7 +36,14 @@ from ..errors import ConfigError, PeFoMedError
 from ..records import Sample
 from .arguments import RecipeArguments, StageConfig, parse_arguments, resolved
 from .building import add_adapter, load_adapter
-from .callbacks import CompleteCheckpointCallback, FrozenWeightsCallback, LossCurveCallback, last_complete_checkpoint
+from .callbacks import (
+    CompleteCheckpointCallback,
+    FrozenWeightsCallback,
+    LossCurveCallback,
+    is_complete,
+    keep_curve_until,
+    last_complete_checkpoint,
+)
 from .collator import PackedRowCollator, pack_samples
 from .embedded import quickstart_base, quickstart_phantoms
 from .provenance import code_commit, data_fingerprint, environment, utc_now, write_json
@@ -44,7 +51,7 @@ from .trainer import PackedSFTTrainer
 
 logger = logging.getLogger(__name__)
 
-RUN_RECORD = "run.json"
+RUN_RECORD, SETTINGS = "run.json", "settings.json"
 # Without --config, a stage is the quickstart's.
 STAGE1_DEFAULTS: dict[str, Any] = {"task": "caption", "output_dir": "runs/stage1", "config": "stage1/phantoms"}
 STAGE2_DEFAULTS: dict[str, Any] = {"task": "vqa", "output_dir": "runs/stage2", "config": "stage2/phantoms_vqa"}
@@ -129,13 +136,17 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
     set_seed(config.seed)  # LoRA's start
     peft_model = adapted(model, recipe)
     checkpoint = find_checkpoint(recipe.resume, output)
+    if checkpoint is not None and (output / SETTINGS).is_file():
+        refuse_other_settings(output, read_json(output / SETTINGS), resolved(recipe, config))
     check_images([*train_samples, *validation_samples])
 
     output.mkdir(parents=True, exist_ok=True)
     if checkpoint is None:
         (output / "loss.jsonl").unlink(missing_ok=True)
+        write_json(output / SETTINGS, resolved(recipe, config))
     else:
         logger.info("continuing from %s", checkpoint)
+        keep_curve_until(output / "loss.jsonl", int(checkpoint.name.rpartition("-")[2]))
     callbacks: list[TrainerCallback] = [FrozenWeightsCallback(), CompleteCheckpointCallback(), LossCurveCallback()]
     if recipe.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
@@ -151,9 +162,7 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is for data
     before = trainer.evaluate()
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    # The best validation is that of the adapter now loaded; without it, the last adapter is validated here.
-    best = trainer.state.best_metric if config.load_best_model_at_end else None
-    after = trainer.evaluate()["eval_loss"] if best is None else best
+    after = trainer.evaluate()["eval_loss"]
     trainer.save_model()
     record = {
         "started": started,
@@ -177,6 +186,7 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         for folder in output.glob("checkpoint-*"):
             shutil.rmtree(folder)
         write_json(output / RUN_RECORD, record)
+        (output / SETTINGS).unlink(missing_ok=True)  # the record has them
     return record
 
 
@@ -188,19 +198,33 @@ def finished_record(output: Path, settings: dict[str, Any]) -> dict[str, Any] | 
     """
     if not (output / RUN_RECORD).is_file():
         return None
-    record = json.loads((output / RUN_RECORD).read_text(encoding="utf-8"))
+    record = read_json(output / RUN_RECORD)
+    refuse_other_settings(output, record["settings"], settings)
+    return record
+
+
+def refuse_other_settings(output: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Compare the settings of the run in a folder with those asked for.
+
+    Raises:
+        ConfigError: they differ in more than how the run is shown or resumed; the differences are named.
+    """
     wanted = json.loads(json.dumps(settings, default=str))
     differences = [
-        f"{key} {record['settings'].get(key)!r} there, {wanted.get(key)!r} now"
-        for key in sorted(set(wanted) | set(record["settings"]))
-        if wanted.get(key) != record["settings"].get(key) and key not in ("resume", "logging_dir", "disable_tqdm")
+        f"{key} {found.get(key)!r} there, {wanted.get(key)!r} now"
+        for key in sorted(set(wanted) | set(found))
+        if wanted.get(key) != found.get(key) and key not in ("resume", "logging_dir", "disable_tqdm")
     ]
     if differences:
         raise ConfigError(
-            f"{output} holds a finished run of other settings: {'; '.join(differences)}. "
+            f"{output} holds a run of other settings: {'; '.join(differences)}. "
             "Name another --output_dir or delete the folder."
         )
-    return record
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def adapted(model: PeFoMedForConditionalGeneration, recipe: RecipeArguments) -> PeftModel:
@@ -245,6 +269,6 @@ def find_checkpoint(resume: str, output: Path) -> Path | None:
     if resume == "auto":
         return last_complete_checkpoint(output)
     named = Path(resume)
-    if not (named / "COMPLETE.json").is_file():
+    if not is_complete(named):
         raise PeFoMedError(f"{named}: no complete checkpoint there; use --resume auto to find the newest complete one")
     return named

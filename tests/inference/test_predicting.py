@@ -17,7 +17,6 @@ from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 from pefomed_recipes.data.images import load_image
 from pefomed_recipes.data.instructions import render_instruction
 from pefomed_recipes.errors import ConfigError, PeFoMedError
-from pefomed_recipes.inference import predicting
 from pefomed_recipes.inference.generate import Request
 from pefomed_recipes.inference.predicting import blank_image, model_identity, predict
 from pefomed_recipes.records import Prediction, Sample, read_records
@@ -161,13 +160,14 @@ def test_answers_of_an_interrupted_run_in_other_words_or_by_another_model_are_as
         assert rows(generated) >= len(samples)
 
 
-def test_a_finished_file_is_left_as_it_is_and_needs_no_model(
-    ask: Ask, samples: list[Sample], adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_finished_file_is_left_as_it_is_and_nothing_is_asked(
+    ask: Ask, samples: list[Sample], generated: list[torch.Tensor], tmp_path: Path
 ) -> None:
-    ask(samples[:4])
+    first = ask(samples[:4])
     before = (tmp_path / "predictions.jsonl").stat()
-    monkeypatch.setattr(predicting, "load_model", None)  # loading would fail
-    assert predict(adapter_folder, samples[:4], tmp_path / "predictions.jsonl").is_file()
+    generated.clear()
+    assert ask(samples[:4]) == first
+    assert generated == []
     after = (tmp_path / "predictions.jsonl").stat()
     assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
 
