@@ -78,6 +78,12 @@ def keep_curve_until(path: Path, step: int) -> None:
         path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
 
 
+def first_validation_loss(path: Path) -> float | None:
+    """Return the validation loss before training that `loss.jsonl` holds, or `None`."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return next((row["eval_loss"] for row in rows if "eval_loss" in row and row["step"] == 0), None)
+
+
 def last_complete_checkpoint(output_dir: Path) -> Path | None:
     """Return the newest checkpoint whose marker was written and whose files have the marked sizes, or `None`.
 

@@ -184,7 +184,10 @@ def pretrain_tower(folder: Path, llm: str, settings: StageZeroSettings) -> dict[
     if (folder / RECORD).is_file():
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if found["settings"] != asdict(settings):
-            raise PeFoMedError(f"{folder} holds a stage 0 of other settings; name another folder or delete it")
+            differing = [key for key, value in asdict(settings).items() if found["settings"].get(key) != value]
+            raise PeFoMedError(
+                f"{folder} holds a stage 0 of other settings ({', '.join(differing)}); name another or delete it"
+            )
         return found
     started = time.monotonic()
     torch.manual_seed(settings.seed)

@@ -40,6 +40,7 @@ from .callbacks import (
     CompleteCheckpointCallback,
     FrozenWeightsCallback,
     LossCurveCallback,
+    first_validation_loss,
     is_complete,
     keep_curve_until,
     last_complete_checkpoint,
@@ -160,7 +161,9 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is for data
-    before = trainer.evaluate()
+    before = first_validation_loss(output / "loss.jsonl") if checkpoint else None
+    if before is None:
+        before = trainer.evaluate()["eval_loss"]
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     after = trainer.evaluate()["eval_loss"]
     trainer.save_model()
@@ -173,7 +176,7 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         "trainable_parameters": sum(p.numel() for p in peft_model.parameters() if p.requires_grad),
         "frozen_weights_bit_identical": True,  # FrozenWeightsCallback has raised otherwise
         "train_loss": result.training_loss,
-        "validation_loss_before": before["eval_loss"],
+        "validation_loss_before": before,
         "validation_loss_after": after,
         "settings": resolved(recipe, config),
         "data": {"train": data_fingerprint(train_samples), "validation": data_fingerprint(validation_samples)},

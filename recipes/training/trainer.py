@@ -36,11 +36,22 @@ class PackedSFTTrainer(SFTTrainer):
                 None
             ]
         ).sum(0)
+        if mode == "eval":
+            self._eval_loss_sum += (self.accelerator.gather_for_metrics(loss.detach() * targets.numel())).sum().item()
+            self._eval_labelled += int(labelled)
         self._metrics[mode]["mean_token_accuracy"].append((hits / labelled).item())
         if mode == "train":
             self._total_train_tokens += int(tokens)
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer, but the loss is the mean over all answer tokens, whatever the size of a batch."""
+        self._eval_loss_sum, self._eval_labelled = 0.0, 0
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics[f"{prefix}_loss"] = self._eval_loss_sum / max(self._eval_labelled, 1)
+        return output
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no card: TRL's describes a text generator under a made-up licence. `pefomed_hub` writes ours."""
