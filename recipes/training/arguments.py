@@ -188,8 +188,8 @@ def parse_arguments(
         raise ConfigError(f"unknown {'option' if len(named) == 1 else 'options'} {', '.join(named)}")
     if config.load_best_model_at_end and config.save_steps != config.eval_steps:
         raise ConfigError(
-            f"save_steps is {config.save_steps:g} and eval_steps {config.eval_steps:g}: to keep the best adapter, each "
-            "validated one must be saved. Make them equal, or set load_best_model_at_end to false"
+            f"save_steps is {config.save_steps:g} and eval_steps {config.eval_steps:g}: to keep the best adapter, "
+            "each validated one must be saved. Make them equal, or set load_best_model_at_end to false"
         )
     if recipe.early_stopping_patience is not None and str(config.eval_strategy) in ("no", "IntervalStrategy.NO"):
         raise ConfigError("early_stopping_patience needs validation during training: set eval_strategy to steps")

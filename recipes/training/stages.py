@@ -165,7 +165,7 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
     if before is None:
         before = trainer.evaluate()["eval_loss"]
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    after = trainer.evaluate()["eval_loss"]
+    after = final_validation_loss(trainer, config)
     trainer.save_model()
     record = {
         "started": started,
@@ -191,6 +191,16 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         write_json(output / RUN_RECORD, record)
         (output / SETTINGS).unlink(missing_ok=True)  # the record has them
     return record
+
+
+def final_validation_loss(trainer: PackedSFTTrainer, config: StageConfig) -> float:
+    """Return the validation loss of the adapter that is kept, measured now only where it has not been measured yet."""
+    if config.load_best_model_at_end and trainer.state.best_metric is not None:
+        return trainer.state.best_metric
+    validated = [row for row in trainer.state.log_history if "eval_loss" in row]
+    if validated and validated[-1]["step"] == trainer.state.global_step:
+        return validated[-1]["eval_loss"]
+    return trainer.evaluate()["eval_loss"]
 
 
 def finished_record(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -157,7 +157,7 @@ def test_a_finished_folder_is_reused(pretrained: Pretrained, tiny_llm: str, monk
 def test_a_folder_of_other_settings_is_not_passed_off_as_this_one(pretrained: Pretrained, tiny_llm: str) -> None:
     folder, _, _ = pretrained
     before = contents(folder)
-    with pytest.raises(PeFoMedError, match="steps"):
+    with pytest.raises(PeFoMedError, match="other settings"):
         pretrain_tower(folder, tiny_llm, replace(SETTINGS, steps=21))
     assert contents(folder) == before
 

@@ -127,7 +127,8 @@ def test_the_recorded_loss_is_that_of_the_kept_adapter_and_the_best_of_those_sav
     run: Run, learnt: Path, tmp_path: Path, log_of: Log, save_steps: int
 ) -> None:
     record = run(tmp_path / "out", f"--adapter={learnt}", *SPOILING, f"--save_steps={save_steps}")
-    losses = {row["step"]: row["eval_loss"] for row in log_of(tmp_path / "out") if "eval_loss" in row}
+    log = log_of(tmp_path / "out")
+    losses = {row["step"]: row["eval_loss"] for row in reversed(log) if "eval_loss" in row}
     saved = {step: loss for step, loss in losses.items() if step and step % save_steps == 0}
     if save_steps == 1:
         assert min(saved.values()) < saved[6] - 0.05  # or the last would do as well
