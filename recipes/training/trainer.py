@@ -17,6 +17,9 @@ class PackedSFTTrainer(SFTTrainer):
     The loss is the same token mean over the accumulated global batch.
     """
 
+    _eval_loss_sum = 0.0
+    _eval_labelled = 0
+
     def compute_loss(
         self,
         model: torch.nn.Module,

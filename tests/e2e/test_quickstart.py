@@ -24,7 +24,7 @@ from pefomed_recipes.inference.generate import Request, generate_answers, load_m
 from pefomed_recipes.records import Prediction, read_records
 from pefomed_recipes.training.embedded import embedded_llm
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]  # several minutes: `make test-all`
 
 TEST_CASES = 6
 SETTINGS = ("--cases=60", f"--test-cases={TEST_CASES}", "--stage0-steps=60", "--stage1-steps=4", "--stage2-steps=6")

@@ -206,6 +206,19 @@ def test_a_value_of_a_wrong_type_is_refused_with_its_key(
     assert "\n" not in str(refused.value)
 
 
+def test_the_best_adapter_is_only_promised_where_each_validated_one_is_saved() -> None:
+    with pytest.raises(ConfigError, match="save_steps is 40 and eval_steps 20"):
+        parse("--save_steps=40", "--eval_steps=20")
+    assert parse("--save_steps=40", "--eval_steps=20", "--load_best_model_at_end=false")["save_steps"] == 40
+    by_epoch = parse("--eval_strategy=epoch", "--save_strategy=epoch", "--save_steps=7")
+    assert by_epoch["load_best_model_at_end"] is True
+
+
+def test_early_stopping_needs_validation() -> None:
+    with pytest.raises(ConfigError, match="early_stopping_patience"):
+        parse("--early_stopping_patience=1", "--eval_strategy=no", "--load_best_model_at_end=false")
+
+
 def test_an_option_without_its_value_is_refused() -> None:
     for arguments in (["--lora_r"], ["--config"]):
         with pytest.raises(ConfigError, match=arguments[0]):

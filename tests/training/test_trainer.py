@@ -23,7 +23,7 @@ Weights = Callable[[Path], dict[str, torch.Tensor]]
 
 WITHOUT_BEST = ("--load_best_model_at_end=false", "--eval_strategy=no")
 # The rate starts at 0 and rises until what was learnt is spoilt: the first step is the best.
-SPOILING = ("--task=caption", "--learning_rate=1", "--warmup_steps=5", "--max_steps=6", "--eval_steps=1")
+SPOILING = ("--task=caption", "--learning_rate=1", "--warmup_steps=5", "--max_steps=6")
 
 
 @pytest.fixture
@@ -122,19 +122,20 @@ def learnt(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("save_steps", [1])
-def test_the_recorded_loss_is_that_of_the_kept_adapter_and_the_best_of_those_saved(
-    run: Run, learnt: Path, tmp_path: Path, log_of: Log, save_steps: int
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_recorded_loss_is_that_of_the_kept_adapter_and_the_best_of_those_validated(
+    run: Run, learnt: Path, tmp_path: Path, log_of: Log, steps: int
 ) -> None:
-    record = run(tmp_path / "out", f"--adapter={learnt}", *SPOILING, f"--save_steps={save_steps}")
-    log = log_of(tmp_path / "out")
-    losses = {row["step"]: row["eval_loss"] for row in reversed(log) if "eval_loss" in row}
-    saved = {step: loss for step, loss in losses.items() if step and step % save_steps == 0}
-    if save_steps == 1:
-        assert min(saved.values()) < saved[6] - 0.05  # or the last would do as well
+    options = (f"--adapter={learnt}", *SPOILING, f"--eval_steps={steps}", f"--save_steps={steps}")
+    record = run(tmp_path / "out", *options)
+    losses = {row["step"]: row["eval_loss"] for row in log_of(tmp_path / "out") if "eval_loss" in row}
+    del losses[0]  # before training
+    assert set(losses) == set(range(steps, 7, steps))
+    if steps == 1:
+        assert min(losses.values()) < losses[6] - 0.05  # or the last would do as well
     next_run = run(tmp_path / "next", "--task=caption", f"--adapter={tmp_path / 'out'}", "--max_steps=2")
     assert next_run["validation_loss_before"] == pytest.approx(record["validation_loss_after"], abs=1e-5)
-    assert record["validation_loss_after"] == pytest.approx(min(saved.values()), abs=1e-5)
+    assert record["validation_loss_after"] == pytest.approx(min(losses.values()), abs=1e-5)
 
 
 @pytest.mark.integration
@@ -149,7 +150,7 @@ def test_without_a_best_one_the_recorded_loss_is_that_of_the_last_adapter(
 
 @pytest.mark.integration
 def test_training_stops_when_validation_has_not_improved_for_so_long(run: Run, learnt: Path, tmp_path: Path) -> None:
-    options = (f"--adapter={learnt}", *SPOILING, "--save_steps=1", "--early_stopping_patience=2")
+    options = (f"--adapter={learnt}", *SPOILING, "--eval_steps=1", "--save_steps=1", "--early_stopping_patience=2")
     assert run(tmp_path / "out", *options)["steps"] == 3
 
 
