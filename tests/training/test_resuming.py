@@ -121,6 +121,20 @@ def test_resume_never_starts_afresh(run: Any, interrupted: Path, uninterrupted: 
 
 
 @pytest.mark.integration
+def test_a_fresh_start_leaves_no_older_checkpoint_to_continue_from(
+    run: Any, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights_of: Weights
+) -> None:
+    options = (*SIX_STEPS, "--learning_rate=0.02")
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "LossCurveCallback", interrupting(3))
+        with pytest.raises(KeyboardInterrupt):
+            run(interrupted, *options, "--resume=never")
+    run(interrupted, *options)
+    run(tmp_path / "whole", *options)
+    assert differing(weights_of(interrupted), weights_of(tmp_path / "whole")) == []
+
+
+@pytest.mark.integration
 def test_a_checkpoint_can_be_named(run: Any, interrupted: Path, uninterrupted: Path, weights_of: Weights) -> None:
     record = run(interrupted, *SIX_STEPS, f"--resume={interrupted / 'checkpoint-2'}")
     assert record["resumed"] is True
