@@ -127,6 +127,7 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
     finished = finished_record(output, resolved(recipe, config))
     if finished is not None:
         logger.warning("%s is complete and is reused", output)
+        remove_checkpoints(output)
         return finished
     limit = recipe.max_train_samples
     train_samples = load_samples(recipe.dataset, recipe.data_root, "train", recipe.task)[:limit]
@@ -144,6 +145,7 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     if checkpoint is None:
         (output / "loss.jsonl").unlink(missing_ok=True)
+        remove_checkpoints(output)  # of another run, never to be continued from
         write_json(output / SETTINGS, resolved(recipe, config))
     else:
         logger.info("continuing from %s", checkpoint)
@@ -186,9 +188,8 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
     }
     if trainer.is_world_process_zero():
         (output / "README.md").unlink(missing_ok=True)  # PEFT's generic card names folders of this machine
-        for folder in output.glob("checkpoint-*"):
-            shutil.rmtree(folder)
         write_json(output / RUN_RECORD, record)
+        remove_checkpoints(output)  # after the record: a kill in between loses nothing
         (output / SETTINGS).unlink(missing_ok=True)  # the record has them
     return record
 
@@ -201,6 +202,12 @@ def final_validation_loss(trainer: PackedSFTTrainer, config: StageConfig) -> flo
     if validated and validated[-1]["step"] == trainer.state.global_step:
         return validated[-1]["eval_loss"]
     return trainer.evaluate()["eval_loss"]
+
+
+def remove_checkpoints(output: Path) -> None:
+    """Remove the Trainer's checkpoints from a run's folder."""
+    for folder in output.glob("checkpoint-*"):
+        shutil.rmtree(folder)
 
 
 def finished_record(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
