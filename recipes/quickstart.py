@@ -26,7 +26,7 @@ def quickstart(
     task: Annotated[str, typer.Option(help="What stage 2 learns: vqa, report or refer.")] = "vqa",
     random_tower: Annotated[bool, typer.Option(help="Control: do not pretrain the tower.")] = False,
 ) -> None:
-    """Fine-tune, predict and score on phantoms, from nothing to a table: about 12 minutes on 2 CPU cores."""
+    """Fine-tune, predict and score on phantoms, from nothing to a table."""
     with one_line_errors():
         from pefomed_recipes.data.datasets_index import load_samples
         from pefomed_recipes.evaluation.scoring import score

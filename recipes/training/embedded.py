@@ -23,8 +23,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from modeling_pefomed import PeFoMedForConditionalGeneration
-
 from ..data.phantoms import write_phantoms
 from ..devices import default_dtype
 from ..errors import PeFoMedError
@@ -147,6 +145,3 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         if was_on:
             transformers_logging.enable_progress_bar()
-
-
-__all__ = ["PeFoMedForConditionalGeneration", "embedded_llm", "quickstart_base", "quickstart_phantoms"]
