@@ -20,7 +20,7 @@ def quickstart(
     vision_tower: Annotated[str | None, typer.Option(help="Vision backbone: Hub id or folder.")] = None,
     cases: Annotated[int, typer.Option(help="Training images; a test of 110 comes beside them.")] = 1600,
     test_cases: Annotated[int, typer.Option(help="Test images, about 10 questions each.")] = 110,
-    stage0_steps: Annotated[int, typer.Option(help="Steps of the tower's pretraining.")] = 1000,
+    stage0_steps: Annotated[int, typer.Option(help="Steps of the tower's pretraining.")] = 2000,
     stage1_steps: Annotated[int | None, typer.Option(help="Steps of stage 1; the recipe's by default.")] = None,
     stage2_steps: Annotated[int | None, typer.Option(help="Steps of stage 2; the recipe's by default.")] = None,
     task: Annotated[str, typer.Option(help="What stage 2 learns: vqa, report or refer.")] = "vqa",
@@ -37,7 +37,8 @@ def quickstart(
         from pefomed_recipes.training.stage0 import StageZeroSettings
         from pefomed_recipes.training.stages import STAGE1_DEFAULTS, STAGE2_DEFAULTS, main
 
-        data = quickstart_phantoms(out, {"train": cases, "validation": 40, "test": test_cases})
+        validation_cases = max(2, cases // 40)
+        data = quickstart_phantoms(out, {"train": cases, "validation": validation_cases, "test": test_cases})
         settings = StageZeroSettings(steps=stage0_steps)
         base = quickstart_base(out, llm=llm, vision_tower=vision_tower, settings=settings, pretrained=not random_tower)
         common = [f"--base={base}", f"--data_root={data}"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: an offline, quiet, two-thread environment, set before anything heavy is imported."""
+"""What all tests share: an offline, quiet, one-thread environment, set before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
 )
-# Small models on a small machine: more threads only get in each other's way.
+# Tiny tensors are done before a second thread wakes up: waiting for it takes ten times as long.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "2")
+    os.environ.setdefault(_name, "1")
 
 # This process and, through PYTHONPATH, every one that a test starts.
 runpy.run_path(str(NO_NETWORK / "sitecustomize.py"))

@@ -44,8 +44,11 @@ def load_samples(dataset: str, data_root: str | os.PathLike[str], split: str, ta
         raise ConfigError(
             f"Unknown dataset {dataset!r}{did_you_mean(dataset, READERS)}; expected one of {', '.join(READERS)}"
         )
-    read = READERS[dataset]
     split = canonical_split(split)
+
+    def read(root: str | os.PathLike[str], split: str) -> list[Sample]:
+        return _named(READERS[dataset](root, split), dataset)
+
     if split == "test":
         return keep_task(read(data_root, split), task, data_root, split)
     try:
@@ -61,6 +64,11 @@ def load_samples(dataset: str, data_root: str | os.PathLike[str], split: str, ta
     else:
         samples = samples if split == "validation" else read(data_root, split)
     return keep_task(samples, task, data_root, split)
+
+
+def _named(samples: Sequence[Sample], dataset: str) -> list[Sample]:
+    """Return samples that know where they are from; a reader may have said it more precisely."""
+    return [sample if sample.source else replace(sample, source=dataset) for sample in samples]
 
 
 def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:

@@ -7,6 +7,7 @@ tokens are the same.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,13 @@ def load_model(
         PeFoMedError: nothing loadable is there, or the base model that the adapter names is missing.
     """
     processor = load_processor(folder)
+    settings = Path(folder) / "adapter_config.json"
+    base = json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"] if settings.is_file() else ""
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise PeFoMedError(
+            f"{folder}: cannot load an adapter or a base model (its base is not at {base} any more; put it back, or "
+            f"write its new place into base_model_name_or_path of {settings})"
+        )
     try:
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or default_dtype())
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

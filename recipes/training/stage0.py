@@ -3,8 +3,8 @@
 
 The paper freezes EVA ViT-g and starts from MiniGPT-v2's projector. Where nothing but PyPI is in reach, a small tower
 of the same kind (`Blip2VisionModel`) and a projector are pretrained on phantoms, in two minutes: the image tokens must
-point at the words that describe the image, in the frozen language model's own word embeddings (a bag-of-words
-objective; the language model itself does not run). Both later stages then freeze the tower, as the paper does.
+become the words that describe the image, in the frozen language model's own word embeddings (the language model itself
+does not run). Both later stages then freeze the tower, as the paper does.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 RECORD, PROJECTOR = "stage0.json", "projector.safetensors"
 GROUP_SIZE = 4
+FINDING_SHARE = 0.6  # of the steps; the rest is for wording
+WORDING_WEIGHT = 0.4
 # How a fact is said, where its value alone does not say it.
 PHRASES = {
     "modality=ct": "CT", "modality=mri": "MRI", "modality=xray": "X-ray", "plane=pa": "PA",
@@ -61,8 +63,8 @@ class StageZeroSettings:
     image_size: int = 64
     patch_size: int = 8
     cases: int = 24_000
-    steps: int = 1000
-    batch_size: int = 64
+    steps: int = 2000
+    batch_size: int = 32
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
     warmup_steps: int = 50
@@ -78,27 +80,67 @@ class Cases:
 
 
 class VisualWords(nn.Module):
-    """Tower, grouping and projector, scored against one embedding per fact.
+    """Tower, grouping and projector, whose image tokens are compared with words.
 
-    An image states a fact when one of its image tokens points at the fact's words: the score is a log-sum-exp over the
-    tokens of their products with the words' embedding.
+    Args:
+        words: one embedding per fact, `(facts, hidden)`: the mean of its words' embeddings.
+        origin: the mean embedding of the whole vocabulary `(hidden,)`; a token there, or beyond, says nothing.
     """
 
-    def __init__(self, settings: StageZeroSettings, embeddings: torch.Tensor) -> None:
+    def __init__(self, settings: StageZeroSettings, words: torch.Tensor, origin: torch.Tensor) -> None:
         super().__init__()
         self.tower = new_tower(settings)
-        self.projector = nn.Linear(GROUP_SIZE * settings.hidden_size, embeddings.shape[1])
-        self.bias = nn.Parameter(torch.zeros(len(embeddings)))
-        self.scale = nn.Parameter(torch.tensor(math.e))
+        self.projector = nn.Linear(GROUP_SIZE * settings.hidden_size, words.shape[1])
+        self.bias = nn.Parameter(torch.zeros(len(words)))
+        self.log_scale = nn.Parameter(torch.ones(()))
         self.num_patches = (settings.image_size // settings.patch_size) ** 2
-        self.register_buffer("embeddings", embeddings)
+        self.projector.bias.data.copy_(origin)
+        self.register_buffer("words", words)
+        self.register_buffer("origin", origin)
+        self.register_buffer("directions", F.normalize(words - origin, dim=1))
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores `(N, facts)` and image tokens `(N, tokens, hidden)`."""
+        """Return image tokens `(N, tokens, hidden)` and how much each points at each fact `(N, tokens, facts)`."""
         hidden_states = self.tower(pixel_values).last_hidden_state
         tokens = self.projector(group_patch_tokens(hidden_states, self.num_patches, GROUP_SIZE))
-        products = tokens @ self.embeddings.T * self.scale
-        return torch.logsumexp(products, dim=1) + self.bias, tokens
+        return tokens, (tokens - self.origin) @ self.directions.T * self.log_scale.exp()
+
+    def finding_loss(self, pixel_values: torch.Tensor, stated: torch.Tensor) -> torch.Tensor:
+        """First part: an image states a fact where some token points at it, however long the token, whatever else it
+        points at. Easy to learn, but a language model was not trained to read such tokens."""
+        _, pointing = self(pixel_values)
+        return F.binary_cross_entropy_with_logits(torch.logsumexp(pointing, dim=1) + self.bias, stated)
+
+    def wording_loss(self, pixel_values: torch.Tensor, stated: torch.Tensor) -> torch.Tensor:
+        """Second part: each token says one fact or none, and lies where the fact's words lie.
+
+        An image states a fact where one token or more say it (noisy-or); beside it the expected squared distance of a
+        token from the words that it says, relative to the words' own distance from the origin.
+        """
+        tokens, pointing = self(pixel_values)
+        says, unsaid = self.wording(pointing)
+        said = (-torch.expm1(unsaid)).clamp(min=1e-6)
+        cross_entropy = -(stated * said.log() + (1 - stated) * unsaid).mean()
+        places = torch.cat([self.words, self.origin[None]])
+        distances = tokens.square().sum(-1, keepdim=True) - 2 * tokens @ places.T + places.square().sum(-1)
+        unit = (self.words - self.origin).square().sum(-1).mean()
+        return cross_entropy + WORDING_WEIGHT * (says * distances).sum(-1).mean() / unit
+
+    @staticmethod
+    def wording(pointing: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the probability that a token says a fact, or nothing, `(N, tokens, facts + 1)`, and the log
+        probability that no token says it `(N, facts)`."""
+        says = F.pad(pointing, (0, 1)).softmax(-1)
+        return says, torch.log1p(-says[..., :-1].clamp(max=1 - 1e-6)).sum(1)
+
+    @torch.no_grad()
+    def shorten(self, pixel_values: torch.Tensor) -> None:
+        """Make image tokens as long as words, seen from the origin, without a change to what they point at."""
+        own = (self.words - self.origin).norm(dim=-1).mean()
+        factor = own / (self(pixel_values)[0] - self.origin).norm(dim=-1).mean()
+        self.projector.weight.mul_(factor)
+        self.projector.bias.copy_(self.origin + factor * (self.projector.bias - self.origin))
+        self.log_scale.sub_(factor.log())
 
 
 def new_tower(settings: StageZeroSettings) -> Blip2VisionModel:
@@ -148,19 +190,16 @@ def fact_vocabulary(settings: StageZeroSettings, cases: int = 2000) -> list[str]
     return sorted(set().union(*(facts(phantom) for phantom in drawn)))
 
 
-def fact_embeddings(llm: str, vocabulary: list[str]) -> tuple[torch.Tensor, float]:
-    """Return one direction per fact `(facts, hidden)`, of length 1, and the mean length of the model's embeddings.
-
-    A direction is the mean embedding of the fact's words less the mean of the whole vocabulary.
-    """
+def fact_embeddings(llm: str, vocabulary: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return one embedding per fact `(facts, hidden)`, the mean of the embeddings of its words, and the mean embedding
+    of the whole vocabulary `(hidden,)`."""
     tokenizer = AutoTokenizer.from_pretrained(llm)
     embeddings = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).get_input_embeddings().weight.detach()
     rows = []
     for fact in vocabulary:
         words = PHRASES.get(fact, fact.partition("=")[2])
         rows.append(embeddings[tokenizer.encode(" " + words, add_special_tokens=False)].mean(0))
-    directions = torch.stack(rows) - embeddings.mean(0)
-    return F.normalize(directions, dim=1), embeddings.norm(dim=1).mean().item()
+    return torch.stack(rows), embeddings.mean(0)
 
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
@@ -192,14 +231,15 @@ def pretrain_tower(folder: Path, llm: str, settings: StageZeroSettings) -> dict[
     started = time.monotonic()
     torch.manual_seed(settings.seed)
     vocabulary = fact_vocabulary(settings)
-    embeddings, embedding_norm = fact_embeddings(llm, vocabulary)
-    model = VisualWords(settings, embeddings)
-    _train(model, draw_cases("tower_train", settings.cases, vocabulary, settings), settings)
+    model = VisualWords(settings, *fact_embeddings(llm, vocabulary))
+    # Few steps need few cases; never an image twice where that can be helped.
+    count = min(settings.cases, settings.steps * settings.batch_size)
+    _train(model, draw_cases("tower_train", count, vocabulary, settings), settings)
     record = {
         "settings": asdict(settings),
         "seconds": round(time.monotonic() - started, 1),
         "parameters": sum(p.numel() for p in model.tower.parameters()),
-        **_measure(model.eval(), vocabulary, settings, embedding_norm),
+        **_measure(model.eval(), vocabulary, settings),
     }
     staged = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
@@ -212,45 +252,46 @@ def pretrain_tower(folder: Path, llm: str, settings: StageZeroSettings) -> dict[
 
 
 def _train(model: VisualWords, cases: Cases, settings: StageZeroSettings) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    finding_steps = round(FINDING_SHARE * settings.steps)
     generator = torch.Generator().manual_seed(settings.seed)
     order, count = torch.empty(0, dtype=torch.long), len(cases.pixels)
     model.train()
-    bar = tqdm(range(1, settings.steps + 1), desc="stage 0", disable=not sys.stderr.isatty())
-    for step in bar:
-        if len(order) < settings.batch_size:
-            order = torch.cat([order, torch.randperm(count, generator=generator)])
-        batch, order = order[: settings.batch_size], order[settings.batch_size :]
-        rate = min(1.0, step / settings.warmup_steps) * (0.51 + 0.49 * math.cos(math.pi * step / settings.steps))
-        optimizer.param_groups[0]["lr"] = settings.learning_rate * rate
-        scores, _ = model(normalised(cases.pixels[batch]))
-        loss = F.binary_cross_entropy_with_logits(scores, cases.stated[batch])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 100 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-            logger.info("stage 0, step %d of %d: loss %.3f", step, settings.steps, loss.item())
+    with tqdm(total=settings.steps, desc="stage 0", disable=not sys.stderr.isatty()) as bar:
+        for loss_function, steps in (
+            (model.finding_loss, finding_steps),
+            (model.wording_loss, settings.steps - finding_steps),
+        ):
+            if loss_function == model.wording_loss:
+                model.shorten(normalised(cases.pixels[: settings.batch_size]))
+            optimizer = torch.optim.AdamW(
+                model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            )
+            for step in range(1, steps + 1):
+                if len(order) < settings.batch_size:
+                    order = torch.cat([order, torch.randperm(count, generator=generator)])
+                batch, order = order[: settings.batch_size], order[settings.batch_size :]
+                rate = min(1.0, step / settings.warmup_steps) * (0.51 + 0.49 * math.cos(math.pi * step / steps))
+                optimizer.param_groups[0]["lr"] = settings.learning_rate * rate
+                loss = loss_function(normalised(cases.pixels[batch]), cases.stated[batch])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                bar.update()
+                if step % 100 == 0:
+                    bar.set_postfix(loss=f"{loss.item():.3f}")
+                    logger.info("stage 0, %s, step %d of %d: %.3f", loss_function.__name__, step, steps, loss.item())
 
 
 @torch.inference_mode()
-def _measure(
-    model: VisualWords, vocabulary: list[str], settings: StageZeroSettings, embedding_norm: float
-) -> dict[str, Any]:
-    """Return held-out accuracies in percent by kind of fact, after scaling the projector in place so that image tokens
-    are on average as long as word embeddings."""
+def _measure(model: VisualWords, vocabulary: list[str], settings: StageZeroSettings) -> dict[str, Any]:
+    """Return held-out accuracies in percent by kind of fact."""
     cases = draw_cases("tower_heldout", 4000, vocabulary, settings)
-    scores, features, lengths = [], [], []
+    scores, features = [], []
     for start in range(0, len(cases.pixels), 250):
         pixel_values = normalised(cases.pixels[start : start + 250])
-        score, tokens = model(pixel_values)
-        scores.append(score)
-        lengths.append(tokens.norm(dim=-1).mean())
+        scores.append(-model.wording(model(pixel_values)[1])[1])
         features.append(model.tower(pixel_values).last_hidden_state[:, 1:].mean(1))
-    factor = embedding_norm / torch.stack(lengths).mean().item()
-    model.projector.weight.mul_(factor)
-    model.projector.bias.mul_(factor)
     probed = linear_probe(torch.cat(features)[1000:], cases.stated[1000:], torch.cat(features)[:1000])
     kinds: dict[str, list[int]] = {}
     for index, fact in enumerate(vocabulary):

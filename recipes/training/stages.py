@@ -82,6 +82,8 @@ def load_base(base: str) -> tuple[PeFoMedForConditionalGeneration, PeFoMedProces
     Raises:
         PeFoMedError: there is no PeFoMed model at that place.
     """
+    if Path(base).is_dir():
+        base = str(Path(base).resolve())  # the adapter names its base, and is to load from any working directory
     try:
         model = AutoModelForImageTextToText.from_pretrained(base, dtype=default_dtype())
         processor = AutoProcessor.from_pretrained(base)
@@ -177,7 +179,7 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         "resumed": checkpoint is not None,
         "trainable_parameters": sum(p.numel() for p in peft_model.parameters() if p.requires_grad),
         "frozen_weights_bit_identical": True,  # FrozenWeightsCallback has raised otherwise
-        "train_loss": result.training_loss,
+        "train_loss": None if checkpoint else result.training_loss,  # Trainer's is of the continued part only
         "validation_loss_before": before,
         "validation_loss_after": after,
         "settings": resolved(recipe, config),
@@ -188,6 +190,7 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
     }
     if trainer.is_world_process_zero():
         (output / "README.md").unlink(missing_ok=True)  # PEFT's generic card names folders of this machine
+        (output / "training_args.bin").unlink(missing_ok=True)  # a pickle; the record has the settings
         write_json(output / RUN_RECORD, record)
         remove_checkpoints(output)  # after the record: a kill in between loses nothing
         (output / SETTINGS).unlink(missing_ok=True)  # the record has them

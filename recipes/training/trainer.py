@@ -56,5 +56,13 @@ class PackedSFTTrainer(SFTTrainer):
         output.metrics[f"{prefix}_loss"] = self._eval_loss_sum / max(self._eval_labelled, 1)
         return output
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As in Trainer, but a run that continues from its last step takes no further one: Trainer looks at its limit
+        only after a step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no card: TRL's describes a text generator under a made-up licence. `pefomed_hub` writes ours."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,6 @@ from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 from .tiny import ask, build_model, build_processor, draw_image, encode
 
 BuildModel = Callable[..., PeFoMedForConditionalGeneration]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors are done before a second thread wakes up: waiting for it takes ten times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

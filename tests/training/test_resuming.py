@@ -167,6 +167,23 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -
         time.sleep(0.005)
 
 
+def test_a_run_killed_before_its_record_is_written_is_not_trained_any_further(
+    run: Any, tmp_path: Path, uninterrupted: Path, weights_of: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "final_validation_loss", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "out", *SIX_STEPS)
+    assert (tmp_path / "out" / "checkpoint-6" / COMPLETE).is_file()
+    record = run(tmp_path / "out", *SIX_STEPS)
+    assert (record["resumed"], record["steps"]) == (True, 6)
+    assert differing(weights_of(tmp_path / "out"), weights_of(uninterrupted)) == []
+
+
+def interrupt(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.integration
 def test_a_killed_process_loses_nothing_but_the_steps_since_its_checkpoint(
     run: Any, repo: Path, run_python: RunPython, tmp_path: Path, weights_of: Weights
