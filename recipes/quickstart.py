@@ -37,8 +37,7 @@ def quickstart(
         from pefomed_recipes.training.stage0 import StageZeroSettings
         from pefomed_recipes.training.stages import STAGE1_DEFAULTS, STAGE2_DEFAULTS, main
 
-        validation_cases = max(2, cases // 40)
-        data = quickstart_phantoms(out, {"train": cases, "validation": validation_cases, "test": test_cases})
+        data = quickstart_phantoms(out, {"train": cases, "validation": max(2, cases // 40), "test": test_cases})
         settings = StageZeroSettings(steps=stage0_steps)
         base = quickstart_base(out, llm=llm, vision_tower=vision_tower, settings=settings, pretrained=not random_tower)
         common = [f"--base={base}", f"--data_root={data}"]

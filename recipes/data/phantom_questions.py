@@ -38,6 +38,31 @@ FINDING_QUESTIONS = {
     "ventricles": (("SIZE", "Are the ventricles enlarged?"), ("SIZE", "Is there enlargement of the ventricles?")),
     "gallstone": (("PRES", "Is there a gallstone?"), ("PRES", "Does the gallbladder contain a stone?")),
 }
+# Of each part of the examination: how a value is said in an answer and in a question, and the wordings of open, yes/no
+# and either/or questions.
+EXAMINATION: dict[str, tuple[dict[str, str], dict[str, str], tuple[str, ...], tuple[str, ...], str]] = {
+    "MODALITY": (
+        MODALITY_WORDS,
+        MODALITY_WITH_ARTICLE,
+        ("What imaging modality is this?", "Which modality was used?", "What type of scan is this?"),
+        ("Is this {} image?", "Was {} taken?"),
+        "Is this {a} or {b}?",
+    ),
+    "PLANE": (
+        PLANE_WORDS,
+        PLANE_WITH_ARTICLE,
+        ("In which plane was this image taken?", "What is the plane of this image?", "Which view is this?"),
+        ("Is this {} view?", "Is this {} image?"),
+        "Is this {a} or {b} view?",
+    ),
+    "ORGAN": (
+        {},
+        {},
+        ("Which part of the body is shown?", "What body region is this?", "What part of the body was imaged?"),
+        ("Is the {} shown?", "Is this an image of the {}?"),
+        "Does this image show the {a} or the {b}?",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -50,12 +75,17 @@ class Question:
     question_type: str
 
 
-def questions(phantom: Phantom) -> list[Question]:
-    """Return the questions of one image, 10 or 11 on average. The same phantom always gets the same ones."""
+def questions(phantom: Phantom, *, training: bool = False) -> list[Question]:
+    """Return the questions of one image, 10 or 11 on average. The same phantom always gets the same ones.
+
+    Args:
+        training: ask the same questions in another mix. What is learned last, to compare the image with a word, is
+            asked in pairs, once of the truth and once of another value; what is learned first, more rarely.
+    """
     draws = Draws(phantom.seed, 3)
-    asked = [*_examination_questions(phantom, draws), *_presence_questions(phantom, draws)]
+    asked = [*_examination_questions(phantom, draws, training), *_presence_questions(phantom, draws, training)]
     if len(phantom.lesions) == 1:
-        asked.extend(_lesion_questions(phantom, draws))
+        asked.extend(_lesion_questions(phantom, draws, training))
     return asked
 
 
@@ -74,52 +104,28 @@ def _either(code: str, answer: str, wording: str, first: str, second: str, draws
     return Question(wording.format(a=first, b=second), answer, "CLOSED", code)
 
 
-def _examination_questions(phantom: Phantom, draws: Draws) -> Iterator[Question]:
-    modality, plane, organ = phantom.modality, phantom.plane, phantom.organ
-    yield _open(
-        "MODALITY", MODALITY_WORDS[modality], draws,
-        "What imaging modality is this?", "Which modality was used?", "What type of scan is this?",
-    )  # fmt: skip
-    other = draws.pick(*_alternatives("modality", modality))
-    if draws.share(0.5):
-        named = draws.pick((modality, other))
-        name = MODALITY_WITH_ARTICLE[named]
-        yield _yes_no("MODALITY", named == modality, draws, f"Is this {name} image?", f"Was {name} taken?")
-    else:
-        pair = (MODALITY_WITH_ARTICLE[modality], MODALITY_WITH_ARTICLE[other])
-        yield _either("MODALITY", MODALITY_WORDS[modality], "Is this {a} or {b}?", *pair, draws)
-    if phantom.sequence and draws.share(0.6):
-        yield _either("MODALITY", phantom.sequence.upper(), "Is this a {a} or a {b} image?", "T1", "T2", draws)
-
-    yield _open(
-        "PLANE", PLANE_WORDS[plane], draws,
-        "In which plane was this image taken?", "What is the plane of this image?", "Which view is this?",
-    )  # fmt: skip
-    other = draws.pick(*_alternatives("plane", plane))
-    if draws.share(0.5):
-        named = draws.pick((plane, other))
-        name = PLANE_WITH_ARTICLE[named]
-        yield _yes_no("PLANE", named == plane, draws, f"Is this {name} view?", f"Is this {name} image?")
-    else:
-        pair = (PLANE_WITH_ARTICLE[plane], PLANE_WITH_ARTICLE[other])
-        yield _either("PLANE", PLANE_WORDS[plane], "Is this {a} or {b} view?", *pair, draws)
-
-    yield _open(
-        "ORGAN", organ, draws,
-        "Which part of the body is shown?", "What body region is this?", "What part of the body was imaged?",
-    )  # fmt: skip
-    other = draws.pick(*_alternatives("organ", organ))
-    if draws.share(0.5):
-        named = draws.pick((organ, other))
-        yield _yes_no("ORGAN", named == organ, draws, f"Is the {named} shown?", f"Is this an image of the {named}?")
-    else:
-        yield _either("ORGAN", organ, "Does this image show the {a} or the {b}?", organ, other, draws)
-
+def _examination_questions(phantom: Phantom, draws: Draws, training: bool) -> Iterator[Question]:
+    for code, (words, names, open_wordings, yes_no_wordings, either_wording) in EXAMINATION.items():
+        attribute = code.lower()
+        truth = getattr(phantom, attribute)
+        if not training or draws.share(0.3):
+            yield _open(code, words.get(truth, truth), draws, *open_wordings)
+        other = draws.pick(*_alternatives(attribute, truth))
+        ask_either = not draws.share(0.5)
+        if training or not ask_either:
+            for named in (truth, other) if training else (draws.pick((truth, other)),):
+                name = names.get(named, named)
+                yield _yes_no(code, named == truth, draws, *(wording.format(name) for wording in yes_no_wordings))
+        if ask_either:
+            pair = (names.get(truth, truth), names.get(other, other))
+            yield _either(code, words.get(truth, truth), either_wording, *pair, draws)
+        if code == "MODALITY" and phantom.sequence and draws.share(0.6):
+            yield _either("MODALITY", phantom.sequence.upper(), "Is this a {a} or a {b} image?", "T1", "T2", draws)
     if phantom.contrast is not None:
         yield _yes_no("PRES", phantom.contrast, draws, "Was contrast given?", "Is contrast seen in the vessels?")
 
 
-def _presence_questions(phantom: Phantom, draws: Draws) -> Iterator[Question]:
+def _presence_questions(phantom: Phantom, draws: Draws, training: bool) -> Iterator[Question]:
     count, view = len(phantom.lesions), VIEWS[phantom.view]
     share_without = LESION_COUNT_SHARES[0]
     if draws.share(_thinned(count > 0, 1 - share_without)):
@@ -145,13 +151,12 @@ def _presence_questions(phantom: Phantom, draws: Draws) -> Iterator[Question]:
         yield _open("COUNT", str(count), draws, "How many lesions are there?", "How many lesions do you see?")
     sides = {lesion.side for lesion in phantom.lesions}
     if len(sides) == 1 and "" not in sides:
-        side = draws.pick(("left", "right"))
-        yield _yes_no(
-            "PRES", side in sides, draws, f"Is there a lesion on the {side} side?", f"Is there a lesion on the {side}?"
-        )
+        for side in ("left", "right") if training else (draws.pick(("left", "right")),):
+            wordings = f"Is there a lesion on the {side} side?", f"Is there a lesion on the {side}?"
+            yield _yes_no("PRES", side in sides, draws, *wordings)
 
 
-def _lesion_questions(phantom: Phantom, draws: Draws) -> Iterator[Question]:
+def _lesion_questions(phantom: Phantom, draws: Draws, training: bool) -> Iterator[Question]:
     """Ask about the only lesion of an image: its attributes are drawn evenly, so every answer is balanced."""
     lesion, levels = phantom.lesions[0], VIEWS[phantom.view].levels
     if lesion.side:
@@ -173,10 +178,10 @@ def _lesion_questions(phantom: Phantom, draws: Draws) -> Iterator[Question]:
     if draws.share(0.3):
         yield _either("ATTRIB", lesion.shape, "Is the lesion {a} or {b}?", "round", "elongated", draws)
     if draws.share(0.5):
-        named, seen = draws.pick(
-            (("bright", lesion.tone), ("dark", lesion.tone), ("small", lesion.size), ("large", lesion.size))
-        )
-        yield _yes_no("PRES", named == seen, draws, f"Is there a {named} lesion?", f"Do you see a {named} lesion?")
+        pairs = ((lesion.tone, ("bright", "dark")), (lesion.size, ("small", "large")))
+        seen, values = draws.pick(pairs)
+        for named in values if training else (draws.pick(values),):
+            yield _yes_no("PRES", named == seen, draws, f"Is there a {named} lesion?", f"Do you see a {named} lesion?")
 
 
 def _thinned(is_present: bool, share_present: float) -> float:

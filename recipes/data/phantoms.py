@@ -61,16 +61,19 @@ __all__ = [
 
 SETTINGS_FILE = "phantoms.json"
 LICENCE = "CC0-1.0"
-FORM_VERSION = 1  # raise it whenever a pixel or a text of any case changes: what was made from the old ones is stale
+FORM_VERSION = 2  # raise it whenever a pixel or a text of any case changes: what was made from the old ones is stale
 
 
-def phantom_rows(phantom: Phantom, tasks: Sequence[str], image_id: str) -> Iterator[dict[str, Any]]:
+def phantom_rows(
+    phantom: Phantom, tasks: Sequence[str], image_id: str, *, training: bool = False
+) -> Iterator[dict[str, Any]]:
     """Yield the JSON lines of one image: its caption, its report, its located lesions and its questions, as asked for.
 
     Args:
         phantom: the case.
         tasks: some of `caption`, `report`, `refer`, `vqa`; their order does not matter.
         image_id: the image's name without ending; also the patient's id, as every phantom is a patient of its own.
+        training: ask questions in the mix of the training split.
     """
     shared = {
         "image": f"images/{image_id}.png",
@@ -87,7 +90,7 @@ def phantom_rows(phantom: Phantom, tasks: Sequence[str], image_id: str) -> Itera
         for number, (phrase, box) in enumerate(referring_phrases(phantom)):
             yield {"id": f"{image_id}-refer{number}", **shared, "phrase": phrase, "box": list(box)}
     if "vqa" in tasks:
-        for number, asked in enumerate(questions(phantom)):
+        for number, asked in enumerate(questions(phantom, training=training)):
             yield {
                 "id": f"{image_id}-vqa{number:02d}",
                 **shared,
@@ -150,7 +153,7 @@ def write_phantoms(
                         image_id = f"{split}-{index:06d}"
                         image = Image.fromarray(render_phantom(phantom, size_px))
                         image.save(staged / "images" / f"{image_id}.png", compress_level=1)
-                        for row in phantom_rows(phantom, tasks, image_id):
+                        for row in phantom_rows(phantom, tasks, image_id, training=split == "train"):
                             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
                         progress.update()
         (staged / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -87,6 +87,10 @@ class VisualWords(nn.Module):
         origin: the mean embedding of the whole vocabulary `(hidden,)`; a token there, or beyond, says nothing.
     """
 
+    words: torch.Tensor
+    origin: torch.Tensor
+    directions: torch.Tensor
+
     def __init__(self, settings: StageZeroSettings, words: torch.Tensor, origin: torch.Tensor) -> None:
         super().__init__()
         self.tower = new_tower(settings)

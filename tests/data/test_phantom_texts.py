@@ -28,7 +28,7 @@ def cases(count: int, stream: str = "train", difficulty: str = "easy") -> list[P
     return [draw_phantom(case_seed(0, stream, index), difficulty) for index in range(count)]
 
 
-def samples(phantoms: list[Phantom]) -> list[Sample]:
+def samples(phantoms: list[Phantom], *, training: bool = False) -> list[Sample]:
     return [
         Sample(
             id=f"{phantom.seed}-{number}",
@@ -40,13 +40,22 @@ def samples(phantoms: list[Phantom]) -> list[Sample]:
             question_types=[asked.question_type],
         )
         for phantom in phantoms
-        for number, asked in enumerate(questions(phantom))
+        for number, asked in enumerate(questions(phantom, training=training))
     ]
 
 
-@pytest.fixture(scope="module")
-def training() -> list[Sample]:
-    return samples(cases(3000))
+@pytest.fixture(scope="module", params=[False, True], ids=["exam", "drill"])
+def training(request: pytest.FixtureRequest) -> list[Sample]:
+    """Questions about the training images, in the mix of the test and in that of the training split."""
+    return samples(cases(3000), training=request.param)
+
+
+def test_in_training_a_value_is_compared_with_its_image_in_pairs() -> None:
+    for phantom in cases(50):
+        asked = [question for question in questions(phantom, training=True) if question.answer in ("yes", "no")]
+        for code in ("MODALITY", "PLANE", "ORGAN"):
+            answers = [question.answer for question in asked if question.question_type == code]
+            assert sorted(answers) == ["no", "yes"], (phantom.seed, code)
 
 
 def test_the_majority_answer_of_each_question_string_stays_near_chance(training: list[Sample]) -> None:
@@ -95,7 +104,7 @@ def test_closed_questions_offer_exactly_two_answers_that_the_scorer_understands(
 def test_answers_are_short_and_every_question_code_occurs(training: list[Sample]) -> None:
     assert {code for sample in training for code in sample.question_types} == set(QUESTION_TYPES)
     assert all(1 <= len(sample.answers[0].split()) <= 3 for sample in training)
-    assert 10 < len(training) / 3000 < 12
+    assert 10 < len(training) / 3000 < 15
     count = sum(sample.question_types == ["COUNT"] for sample in training)
     assert 0.5 * COUNT_QUESTION_SHARE < count / 3000 < COUNT_QUESTION_SHARE
     for code in ("MODALITY", "ORGAN", "PLANE", "POS", "SIZE", "COLOR"):
