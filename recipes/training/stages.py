@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shutil
@@ -73,7 +74,9 @@ def main(arguments: Sequence[str], defaults: dict[str, Any], description: str) -
         if recipe.dataset != "phantoms":
             raise ConfigError(f"dataset {recipe.dataset} needs --data_root, the folder of your data")
         recipe.data_root = str(quickstart_phantoms())
-    return run_stage(recipe, config)
+    record = run_stage(recipe, config)
+    gc.collect()  # a Trainer refers to itself: its model would stay in memory beside the next one
+    return record
 
 
 def load_base(base: str) -> tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor]:

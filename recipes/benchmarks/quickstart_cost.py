@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the quickstart from nothing, measure its time and memory, and keep its result files under one name.
+
+python -m pefomed_recipes.benchmarks.quickstart_cost --name quickstart -- --out=runs/quickstart
+python -m pefomed_recipes.benchmarks.quickstart_cost --name random_tower -- --out=runs/random --random-tower
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..devices import default_dtype
+from ..training.provenance import code_commit, environment, write_json
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+STAGES = ("stage1", "stage2")
+
+
+def measured(command: list[str]) -> dict[str, Any]:
+    """Run a command to success; return its wall time and CPU time in seconds and its peak memory in MiB.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return {
+        "seconds": round(time.monotonic() - started, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_memory_mib": round(usage.ru_maxrss / unit),
+    }
+
+
+def keep_results(run: Path, name: str, folder: Path = RESULTS) -> None:
+    """Copy what a finished quickstart found out: its scores, its two run records, and stage 0's record if any."""
+    shutil.copyfile(run / "results.json", folder / f"{name}--test.json")
+    records = {stage: json.loads((run / stage / "run.json").read_text(encoding="utf-8")) for stage in STAGES}
+    write_json(folder / f"{name}--training.json", records)
+    if (run / "stage0" / "stage0.json").is_file():
+        shutil.copyfile(run / "stage0" / "stage0.json", folder / f"{name}--stage0.json")
+
+
+def main() -> None:
+    """Measure one quickstart."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="first part of the result files' names")
+    parser.add_argument("options", nargs="*", help="options of `pefomed quickstart`, after --; --out is needed")
+    arguments = parser.parse_args()
+    outs = [option.partition("=")[2] for option in arguments.options if option.startswith("--out=")]
+    if not outs:
+        parser.error("name a new folder: -- --out=FOLDER")
+    if Path(outs[-1]).exists():
+        parser.error(f"{outs[-1]} exists: found what an earlier run left, expected a new folder to start from nothing")
+    cost = measured([sys.executable, "-m", "pefomed_recipes.quickstart", *arguments.options])
+    keep_results(Path(outs[-1]), arguments.name)
+    cost |= {"dtype": str(default_dtype()), "code_commit": code_commit(), "environment": environment()}
+    write_json(RESULTS / f"{arguments.name}--cost.json", cost)
+    print(json.dumps(cost, indent=2))
+
+
+if __name__ == "__main__":
+    main()
