@@ -20,10 +20,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+def result_file(repo: Path, name: str) -> dict[str, Any]:
+    return json.loads((repo / "recipes" / "results" / name).read_text(encoding="utf-8"))
+
+
 def wanted_cells(row: dict[str, Any]) -> list[str]:
     interval = row["score"]["interval"]
     return [
-        str(row["items"]),
+        f"{row['items']:,}",
         percent(row["score"]["value"]),
         f"{percent(interval['low'])} to {percent(interval['high'])}",
         percent(row["baselines"]["majority_answer"]["value"]),
@@ -32,22 +36,50 @@ def wanted_cells(row: dict[str, Any]) -> list[str]:
 
 
 def test_every_row_of_the_table_is_one_of_the_result_file(repo: Path, readme: str) -> None:
-    results = json.loads((repo / "recipes/results/quickstart--validation.json").read_text(encoding="utf-8"))
+    results = result_file(repo, "quickstart--test.json")
     chosen = {
-        "all": ("overall", ""),
-        "open": ("answer_type", "open"),
-        "closed": ("answer_type", "closed"),
-        "left or right, closed": ("laterality", "closed"),
+        "all": ("overall", "", ""),
+        "open": ("answer_type", "", "open"),
+        "closed": ("answer_type", "", "closed"),
+        "MODALITY, open": ("question_type", "MODALITY", "open"),
+        "PLANE, open": ("question_type", "PLANE", "open"),
+        "ORGAN, open": ("question_type", "ORGAN", "open"),
+        "POS, closed": ("question_type", "POS", "closed"),
+        "left or right, closed": ("laterality", "left or right", "closed"),
     }
-    for name, (slice_of, answer_type) in chosen.items():
-        [row] = [r for r in results["rows"] if r["slice"] == slice_of and r["answer_type"] == answer_type]
+    for name, key in chosen.items():
+        [row] = [r for r in results["rows"] if (r["slice"], r["value"], r["answer_type"]) == key]
         assert f"| {name} | {' | '.join(wanted_cells(row))} |" in readme
+    assert len(re.findall(r"^\| .* \| [\d.]+ to [\d.]+ \|", readme, flags=re.MULTILINE)) == len(chosen)
 
 
-def test_quoted_caption_losses_are_those_of_the_run_record(repo: Path, readme: str) -> None:
-    record = json.loads((repo / "recipes/results/quickstart--training.json").read_text(encoding="utf-8"))["stage1"]
-    before, after = record["validation_loss_before"], record["validation_loss_after"]
-    assert f"fell from {before:.2f} to {after:.2f}" in " ".join(readme.split())
+def test_quoted_losses_costs_and_controls_are_those_of_the_result_files(repo: Path, readme: str) -> None:
+    said = " ".join(readme.split())
+    record = result_file(repo, "quickstart--training.json")["stage1"]
+    assert f"fell from {record['validation_loss_before']:.2f} to {record['validation_loss_after']:.2f}" in said
+    cost = result_file(repo, "quickstart--cost.json")
+    assert f"{cost['seconds']:.0f} s after the installation" in said
+    assert f"at most {cost['peak_memory_mib']:,} MiB" in said
+    control = result_file(repo, "quickstart_random_tower--test.json")["rows"][0]
+    assert f"{percent(control['score']['value'])} % of all questions" in said
+    for name, measure, baseline, words in (
+        ("report", "factual F1", "constant_text", "a constant report"),
+        ("refer", "mean IoU", "centre_box", "the centre box"),
+    ):
+        row = result_file(repo, f"quickstart_{name}--test.json")["rows"][0]
+        blank = percent(row["controls"]["blank_image"]["value"])
+        other = percent(row["baselines"][baseline]["value"])
+        assert f"{measure} {percent(row['score']['value'])}, {words} {other}, blank images {blank}" in said
+
+
+def test_the_quoted_run_keeps_its_promises(repo: Path) -> None:
+    results, cost = result_file(repo, "quickstart--test.json"), result_file(repo, "quickstart--cost.json")
+    overall = results["rows"][0]
+    assert overall["items"] > 1000
+    assert overall["score"]["value"] >= 0.8
+    assert overall["score"]["value"] - overall["controls"]["blank_image"]["value"] >= 0.3
+    assert cost["seconds"] <= 900
+    assert cost["peak_memory_mib"] < 4096
 
 
 def test_readme_is_short_and_names_only_files_and_targets_that_exist(repo: Path, readme: str) -> None:

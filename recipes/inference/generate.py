@@ -7,6 +7,7 @@ tokens are the same.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ def load_model(
     Raises:
         PeFoMedError: nothing loadable is there, or the base model that the adapter names is missing.
     """
+    gc.collect()  # trainers refer to themselves: an earlier model would stay in memory beside this one
     processor = load_processor(folder)
     settings = Path(folder) / "adapter_config.json"
     base = json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"] if settings.is_file() else ""

@@ -74,9 +74,7 @@ def main(arguments: Sequence[str], defaults: dict[str, Any], description: str) -
         if recipe.dataset != "phantoms":
             raise ConfigError(f"dataset {recipe.dataset} needs --data_root, the folder of your data")
         recipe.data_root = str(quickstart_phantoms())
-    record = run_stage(recipe, config)
-    gc.collect()  # a Trainer refers to itself: its model would stay in memory beside the next one
-    return record
+    return run_stage(recipe, config)
 
 
 def load_base(base: str) -> tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor]:
@@ -85,6 +83,7 @@ def load_base(base: str) -> tuple[PeFoMedForConditionalGeneration, PeFoMedProces
     Raises:
         PeFoMedError: there is no PeFoMed model at that place.
     """
+    gc.collect()  # models and trainers refer to themselves: earlier ones would stay in memory beside this one
     if Path(base).is_dir():
         base = str(Path(base).resolve())  # the adapter names its base, and is to load from any working directory
     try:
