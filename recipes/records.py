@@ -89,13 +89,19 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
     """Yield `(line number, object)` for each non-empty line of a UTF-8 file.
 
     Raises:
-        PeFoMedError: the file is missing, or a line is no JSON object.
+        PeFoMedError: the file is missing or not UTF-8, or a line is no JSON object.
     """
     path = Path(path)
     if not path.is_file():
         raise PeFoMedError(f"{path}: no such file")
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
+    with path.open("rb") as lines:  # decoded line by line: a wrong byte is named with its line
+        for number, raw in enumerate(lines, start=1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise PeFoMedError(
+                    f"{path}, line {number}: not UTF-8 ({error.reason}); save the file as UTF-8"
+                ) from None
             if not line.strip():
                 continue
             try:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import operator
-import re
 from collections.abc import Sequence
 from typing import Literal
 
 from ..errors import ConfigError, PeFoMedError, did_you_mean
 from ..records import TASKS, Sample
 
-Box = tuple[int, int, int, int]
 VqaTemplate = Literal["plain", "short_answer", "mixed"]
 
 # Source: the paper's two VQA instructions; one of them at random in training, the second at test.
@@ -50,8 +48,6 @@ REPORT_REQUESTS = (
     "Read this study and report on it in full.",
     "As the reading radiologist, write up this examination as a report.",
 )
-
-_BOX = re.compile(r"\{\s*" + r"\s*".join([r"<\s*([0-9]{1,3})\s*>"] * 4) + r"\s*\}")
 
 
 def vqa_instruction(
@@ -138,18 +134,6 @@ def format_box(box: Sequence[int]) -> str:
     if not (0 <= x1 < x2 <= 100 and 0 <= y1 < y2 <= 100):
         raise PeFoMedError("a box must have 0 <= x1 < x2 <= 100 and 0 <= y1 < y2 <= 100")
     return f"{{<{x1}><{y1}><{x2}><{y2}>}}"
-
-
-def parse_box(text: str) -> Box | None:
-    """Return the first box spelt `{<x1><y1><x2><y2>}` in a text, blanks allowed between its parts.
-
-    None where there is none, or where it is no box (a number above 100, x1 >= x2 or y1 >= y2).
-    """
-    found = _BOX.search(text)
-    if found is None:
-        return None
-    x1, y1, x2, y2 = (int(number) for number in found.groups())
-    return (x1, y1, x2, y2) if x1 < x2 <= 100 and y1 < y2 <= 100 else None
 
 
 def _draw(pool: Sequence[str], seed: int | Sequence[int], sample_id: str) -> str:
