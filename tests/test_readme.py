@@ -60,8 +60,10 @@ def test_quoted_losses_costs_and_controls_are_those_of_the_result_files(repo: Pa
     cost = result_file(repo, "quickstart--cost.json")
     assert f"{cost['seconds']:.0f} s after the installation" in said
     assert f"at most {cost['peak_memory_mib']:,} MiB" in said
-    control = result_file(repo, "quickstart_random_tower--test.json")["rows"][0]
-    assert f"{percent(control['score']['value'])} % of all questions" in said
+    control = result_file(repo, "quickstart_random_tower--test.json")["rows"]
+    assert f"{percent(control[0]['score']['value'])} % of all questions" in said
+    [laterality] = [row for row in control if row["slice"] == "laterality"]
+    assert f"{percent(laterality['score']['value'])} % of left or right" in said
     for name, measure, baseline, words in (
         ("report", "factual F1", "constant_text", "a constant report"),
         ("refer", "mean IoU", "centre_box", "the centre box"),

@@ -129,14 +129,19 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return the keys and values of one YAML file, after checking every key.
 
     Raises:
-        ConfigError: not a mapping, or unknown keys (all are listed, each with the nearest known one).
+        ConfigError: not a mapping, a key twice, or unknown keys (all are listed, each with the nearest known one).
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        text = path.read_text(encoding="utf-8")
+        values, written = yaml.safe_load(text) or {}, yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected `key: value` lines")
+    keys = [key.value for key, _ in written.value] if isinstance(written, yaml.MappingNode) else []
+    if len(keys) > len(set(keys)):  # YAML would let the last one win
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        raise ConfigError(f"{path}: given more than once: {', '.join(twice)}; leave one line of each")
     known = {f.name for cls in (RecipeArguments, StageConfig) for f in fields(cls) if f.init}
     unknown = [f"{key}{did_you_mean(str(key), known)}" for key in values if key not in known]
     if unknown:

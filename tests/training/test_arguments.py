@@ -155,6 +155,11 @@ def test_all_unknown_keys_are_refused_at_once_each_with_the_nearest_name(config_
     assert "lora_r" not in text
 
 
+def test_a_key_given_twice_is_refused(config_file: Callable[[str], str]) -> None:
+    with pytest.raises(ConfigError, match="given more than once: lora_r; leave one line"):
+        parse(config_file("lora_r: 4\nseed: 1\nlora_r: 8\n"))
+
+
 def test_all_unknown_options_are_refused_at_once_each_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError) as refused:
         parse("--lerning_rate=1e-5", "--warmup_step", "3", "--lora_r=4")
