@@ -64,6 +64,10 @@ def test_quoted_losses_costs_and_controls_are_those_of_the_result_files(repo: Pa
     assert f"{percent(control[0]['score']['value'])} % of all questions" in said
     [laterality] = [row for row in control if row["slice"] == "laterality"]
     assert f"{percent(laterality['score']['value'])} % of left or right" in said
+    repeated = result_file(repo, "quickstart_repeat--test.json")["rows"]
+    [laterality] = [row for row in repeated if row["slice"] == "laterality"]
+    assert f"scored {percent(repeated[0]['score']['value'])} % of all questions and" in said
+    assert f"{percent(laterality['score']['value'])} % of left or right (`quickstart_repeat" in said
     for name, measure, baseline, words in (
         ("report", "factual F1", "constant_text", "a constant report"),
         ("refer", "mean IoU", "centre_box", "the centre box"),

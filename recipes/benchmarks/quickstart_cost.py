@@ -64,9 +64,10 @@ def main() -> None:
         parser.error("name a new folder: -- --out=FOLDER")
     if Path(outs[-1]).exists():
         parser.error(f"{outs[-1]} exists: found what an earlier run left, expected a new folder to start from nothing")
+    commit = code_commit()  # before the result files change the tree
     cost = measured([sys.executable, "-m", "pefomed_recipes.quickstart", *arguments.options])
     keep_results(Path(outs[-1]), arguments.name)
-    cost |= {"dtype": str(default_dtype()), "code_commit": code_commit(), "environment": environment()}
+    cost |= {"dtype": str(default_dtype()), "code_commit": commit, "environment": environment()}
     write_json(RESULTS / f"{arguments.name}--cost.json", cost)
     print(json.dumps(cost, indent=2))
 

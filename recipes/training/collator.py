@@ -101,7 +101,8 @@ def pack_samples(
 
     rows: list[dict[str, Any]] = []
     for key, members in groups.items():
-        random.Random(f"{seed}/{'/'.join(key)}").shuffle(members)
+        # By the sample's id, not by a path: the same data in another folder trains the same adapter.
+        random.Random(f"{seed}/{members[0][0]}").shuffle(members)
         rows.extend(
             {
                 "image_paths": list(key[:-1]),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -129,6 +130,14 @@ def test_the_order_of_questions_depends_on_the_seed_alone(processor: PeFoMedProc
     samples = make_samples({"0.png": 8})
     orders = [pack(processor, samples, seed=seed)[0]["sample_ids"] for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
+
+
+def test_the_order_of_questions_is_the_same_wherever_the_folder_lies(processor: PeFoMedProcessor) -> None:
+    here = make_samples({"0.png": 8, "1.png": 8})
+    there = [replace(sample, image_paths=[f"/elsewhere/{sample.image_paths[0]}"]) for sample in here]
+    first, second = (pack(processor, samples) for samples in (here, there))
+    assert [row["sample_ids"] for row in first] == [row["sample_ids"] for row in second]
+    assert [row["input_ids"] for row in first] == [row["input_ids"] for row in second]
 
 
 def test_samples_that_are_too_long_are_named_and_nothing_is_cut(processor: PeFoMedProcessor) -> None:
