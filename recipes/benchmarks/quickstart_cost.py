@@ -27,6 +27,8 @@ STAGES = ("stage1", "stage2")
 def measured(command: list[str]) -> dict[str, Any]:
     """Run a command to success; return its wall time and CPU time in seconds and its peak memory in MiB.
 
+    A child counts the memory of the process that starts it until its own program runs: 0.2 GiB, here.
+
     Raises:
         subprocess.CalledProcessError: it failed.
     """
