@@ -18,7 +18,7 @@ def quickstart(
     ),
     llm: Annotated[str | None, typer.Option(help="Language model: Hub id or folder; embedded by default.")] = None,
     vision_tower: Annotated[str | None, typer.Option(help="Vision backbone: Hub id or folder.")] = None,
-    cases: Annotated[int, typer.Option(help="Training images; a test of 110 comes beside them.")] = 1600,
+    cases: Annotated[int, typer.Option(help="Training images; for validation, one for every 40 of them.")] = 1600,
     test_cases: Annotated[int, typer.Option(help="Test images, about 10 questions each.")] = 110,
     stage0_steps: Annotated[int, typer.Option(help="Steps of the tower's pretraining.")] = 2000,
     stage1_steps: Annotated[int | None, typer.Option(help="Steps of stage 1; the recipe's by default.")] = None,

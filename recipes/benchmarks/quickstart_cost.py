@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run the quickstart from nothing, measure its time and memory, and keep its result files under one name.
 
-python -m pefomed_recipes.benchmarks.quickstart_cost --name quickstart -- --out=runs/quickstart
-python -m pefomed_recipes.benchmarks.quickstart_cost --name random_tower -- --out=runs/random --random-tower
+    python -m pefomed_recipes.benchmarks.quickstart_cost --name quickstart -- --out=runs/quickstart
+
+Other names and options give the controls and the other tasks: `--name quickstart_random_tower` with `--random-tower`,
+`--name quickstart_report` with `--task=report`.
 """
 
 from __future__ import annotations

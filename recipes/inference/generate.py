@@ -60,19 +60,25 @@ def load_model(
     """
     gc.collect()  # trainers refer to themselves: an earlier model would stay in memory beside this one
     processor = load_processor(folder)
-    settings = Path(folder) / "adapter_config.json"
-    base = json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"] if settings.is_file() else ""
-    if Path(base).is_absolute() and not Path(base).is_dir():
-        raise PeFoMedError(
-            f"{folder}: cannot load an adapter or a base model (its base is not at {base} any more; put it back, or "
-            f"write its new place into base_model_name_or_path of {settings})"
-        )
     try:
+        base = adapter_base(folder)
+        if Path(base).is_absolute() and not Path(base).is_dir():
+            raise OSError(
+                f"its base is not at {base} any more; put it back, or write its new place into "
+                "base_model_name_or_path of adapter_config.json"
+            )
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or default_dtype())
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise PeFoMedError(f"{folder}: cannot load an adapter or a base model ({_first_line(error)})") from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), processor
+
+
+def adapter_base(folder: str | Path) -> str:
+    """Return the base model that an adapter's folder names; "" where the folder holds no adapter or names none."""
+    settings = Path(folder) / "adapter_config.json"
+    named = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    return named.get("base_model_name_or_path") or ""
 
 
 def _first_line(error: Exception) -> str:

@@ -20,7 +20,7 @@ from ..data.images import load_image
 from ..data.instructions import VqaTemplate, render_instruction
 from ..errors import ConfigError, PeFoMedError
 from ..records import Prediction, Sample, read_records, write_records
-from .generate import Request, generate_answers, load_model, load_processor
+from .generate import Request, adapter_base, generate_answers, load_model, load_processor
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,8 @@ def model_identity(folder: str | Path) -> tuple[str, str]:
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         return folder.name, ""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-    return Path(config.get("base_model_name_or_path") or "").name, f"{folder.name}@{digest}"
+    return Path(adapter_base(folder)).name, f"{folder.name}@{digest}"
 
 
 def predict(

@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -257,39 +258,52 @@ def pretrain_tower(folder: Path, llm: str, settings: StageZeroSettings) -> dict[
 
 def _train(model: VisualWords, cases: Cases, settings: StageZeroSettings) -> None:
     finding_steps = round(FINDING_SHARE * settings.steps)
-    generator = torch.Generator().manual_seed(settings.seed)
-    order, count = torch.empty(0, dtype=torch.long), len(cases.pixels)
+    batches = _batches(len(cases.pixels), settings)
     model.train()
     with tqdm(total=settings.steps, desc="stage 0", disable=not sys.stderr.isatty()) as bar:
-        for loss_function, steps in (
-            (model.finding_loss, finding_steps),
-            (model.wording_loss, settings.steps - finding_steps),
-        ):
-            if loss_function == model.wording_loss:
-                model.shorten(normalised(cases.pixels[: settings.batch_size]))
-            optimizer = torch.optim.AdamW(
-                model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-            )
-            for step in range(1, steps + 1):
-                if len(order) < settings.batch_size:
-                    order = torch.cat([order, torch.randperm(count, generator=generator)])
-                batch, order = order[: settings.batch_size], order[settings.batch_size :]
-                rate = min(1.0, step / settings.warmup_steps) * (0.51 + 0.49 * math.cos(math.pi * step / steps))
-                optimizer.param_groups[0]["lr"] = settings.learning_rate * rate
-                loss = loss_function(normalised(cases.pixels[batch]), cases.stated[batch])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                bar.update()
-                if step % 100 == 0:
-                    bar.set_postfix(loss=f"{loss.item():.3f}")
-                    logger.info("stage 0, %s, step %d of %d: %.3f", loss_function.__name__, step, steps, loss.item())
+        _fit(model, model.finding_loss, finding_steps, cases, batches, settings, bar)
+        model.shorten(normalised(cases.pixels[: settings.batch_size]))
+        _fit(model, model.wording_loss, settings.steps - finding_steps, cases, batches, settings, bar)
+
+
+def _batches(count: int, settings: StageZeroSettings) -> Iterator[torch.Tensor]:
+    """Yield indices of cases without end, each once before any comes again."""
+    generator, order = torch.Generator().manual_seed(settings.seed), torch.empty(0, dtype=torch.long)
+    while True:
+        if len(order) < settings.batch_size:
+            order = torch.cat([order, torch.randperm(count, generator=generator)])
+        yield order[: settings.batch_size]
+        order = order[settings.batch_size :]
+
+
+def _fit(
+    model: VisualWords,
+    loss_function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    steps: int,
+    cases: Cases,
+    batches: Iterator[torch.Tensor],
+    settings: StageZeroSettings,
+    bar: tqdm,
+) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    for step in range(1, steps + 1):
+        batch = next(batches)
+        rate = min(1.0, step / settings.warmup_steps) * (0.51 + 0.49 * math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * rate
+        loss = loss_function(normalised(cases.pixels[batch]), cases.stated[batch])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        bar.update()
+        if step % 100 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+            logger.info("stage 0, step %d of %d: loss %.3f", step, steps, loss.item())
 
 
 @torch.inference_mode()
 def _measure(model: VisualWords, vocabulary: list[str], settings: StageZeroSettings) -> dict[str, Any]:
-    """Return held-out accuracies in percent by kind of fact."""
+    """Return held-out accuracies in percent by kind of fact: of what image tokens say, and of a linear probe."""
     cases = draw_cases("tower_heldout", 4000, vocabulary, settings)
     scores, features = [], []
     for start in range(0, len(cases.pixels), 250):

@@ -15,9 +15,9 @@ from pefomed_recipes.data.datasets_index import load_samples
 from pefomed_recipes.data.phantoms import write_phantoms
 from pefomed_recipes.inference.generate import Request, load_model
 from pefomed_recipes.records import TASKS, Sample
-from pefomed_recipes.training.building import add_adapter, save_base
+from pefomed_recipes.training.building import add_adapter
 
-from ..modeling.tiny import build_model, build_processor
+from ..modeling.tiny import save_tiny_base
 
 Loaded = tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor]
 
@@ -25,10 +25,7 @@ Loaded = tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor]
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model folder."""
-    folder = tmp_path_factory.mktemp("inference") / "base"
-    processor = build_processor()
-    save_base(folder, build_model(processor), processor)
-    return folder
+    return save_tiny_base(tmp_path_factory.mktemp("inference") / "base")
 
 
 @pytest.fixture(scope="session")

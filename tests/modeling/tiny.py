@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,3 +165,11 @@ def encode(processor: PeFoMedProcessor, *conversations: list[dict[str, Any]], ta
         return_tensors="pt",
         processor_kwargs={"padding": len(conversations) > 1},
     )
+
+
+def save_tiny_base(folder: Path) -> Path:
+    """Save the tiny model and its processor as a base model folder and return the folder."""
+    processor = build_processor()
+    build_model(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

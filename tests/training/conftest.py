@@ -14,9 +14,8 @@ import torch
 
 from pefomed_recipes.data.phantoms import write_phantoms
 from pefomed_recipes.records import TASKS
-from pefomed_recipes.training.building import save_base
 
-from ..modeling.tiny import build_model, build_processor
+from ..modeling.tiny import save_tiny_base
 
 CASES = {"train": 8, "validation": 3, "test": 2}
 LORA_R = 4
@@ -89,10 +88,7 @@ def weights_of() -> Callable[[Path], dict[str, torch.Tensor]]:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model folder with random weights."""
-    folder = tmp_path_factory.mktemp("training") / "base"
-    processor = build_processor()
-    save_base(folder, build_model(processor), processor)
-    return folder
+    return save_tiny_base(tmp_path_factory.mktemp("training") / "base")
 
 
 @pytest.fixture(scope="session")
