@@ -27,7 +27,7 @@ from ..data.phantoms import write_phantoms
 from ..devices import default_dtype
 from ..errors import PeFoMedError
 from ..records import TASKS
-from .building import build_base, save_base
+from .composing import build_base, save_base
 from .stage0 import StageZeroSettings, load_projector, pretrain_tower, random_tower
 
 logger = logging.getLogger(__name__)

@@ -35,8 +35,8 @@ from ..data.instructions import render_instruction
 from ..devices import default_dtype
 from ..errors import ConfigError, PeFoMedError
 from ..records import Sample
+from .adapters import add_adapter, load_adapter
 from .arguments import RecipeArguments, StageConfig, parse_arguments, resolved
-from .building import add_adapter, load_adapter
 from .callbacks import (
     CompleteCheckpointCallback,
     FrozenWeightsCallback,

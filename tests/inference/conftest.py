@@ -15,7 +15,7 @@ from pefomed_recipes.data.datasets_index import load_samples
 from pefomed_recipes.data.phantoms import write_phantoms
 from pefomed_recipes.inference.generate import Request, load_model
 from pefomed_recipes.records import TASKS, Sample
-from pefomed_recipes.training.building import add_adapter
+from pefomed_recipes.training.adapters import add_adapter
 
 from ..modeling.tiny import save_tiny_base
 

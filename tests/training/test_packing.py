@@ -12,7 +12,7 @@ from PIL import Image
 
 from modeling_pefomed import PeFoMedProcessor
 from pefomed_recipes.records import Sample
-from pefomed_recipes.training.building import add_adapter
+from pefomed_recipes.training.adapters import add_adapter
 from pefomed_recipes.training.collator import IGNORED, PackedRowCollator, pack_samples
 
 from ..modeling.tiny import build_config, build_model, build_processor, draw_image

@@ -21,7 +21,7 @@ from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 from pefomed_recipes.data.datasets_index import load_samples
 from pefomed_recipes.errors import ConfigError, PeFoMedError
 from pefomed_recipes.training import stages
-from pefomed_recipes.training.building import save_base
+from pefomed_recipes.training.composing import save_base
 from pefomed_recipes.training.provenance import data_fingerprint
 
 from ..modeling.tiny import build_config, build_model, build_processor, text_config
