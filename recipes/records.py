@@ -25,8 +25,9 @@ class Sample:
 
     `instruction` is the text without the task identifier: the question (`vqa`), the phrase to locate (`refer`), or the
     request for a `caption` or `report` ("" lets the task's default request stand). `answers` holds one or more
-    references; training supervises the first. `answer_type` is `OPEN`, `CLOSED` or "" (unknown). `question_types` uses
-    VQA-RAD's codes. The group ids say which samples share an image, study or patient: intervals and splits need it.
+    references; training supervises the first. `answer_type` is `OPEN`, `CLOSED` or "" (unknown), and
+    `answer_type_derived` says that it was worked out from the answer because the data does not state it.
+    `question_types` uses VQA-RAD's codes. The group ids say which samples share an image, study or patient: intervals and splits need it.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Sample:
     source: str = ""
     licence: str = ""
     credentialed: bool = False
+    answer_type_derived: bool = False
 
 
 @dataclass
@@ -70,6 +72,8 @@ class Prediction:
     study_id: str = ""
     patient_id: str = ""
     source: str = ""
+    credentialed: bool = False
+    answer_type_derived: bool = False
     control: str = ""
     model: str = ""
     adapter: str = ""

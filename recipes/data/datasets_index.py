@@ -6,55 +6,74 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 from ..errors import ConfigError, did_you_mean
-from ..records import Sample
-from .jsonl import DatasetError, MissingSplitError, canonical_split, keep_task, read_jsonl_samples
+from ..records import TASKS, Sample
+from .jsonl import keep_task, read_jsonl_samples
+from .reading import MAX_LISTED_PROBLEMS, DatasetError, Layout, MissingSplitError, Source, canonical_split
 
 logger = logging.getLogger(__name__)
 
-# Each reader takes (folder, split) and raises MissingSplitError where the folder has no such split.
-READERS: dict[str, Callable[[str | os.PathLike[str], str], list[Sample]]] = {
-    "jsonl": read_jsonl_samples,
-    "phantoms": read_jsonl_samples,
+# People's own data, and phantoms, which come in the same form. The data sets of the paper stand in files of their own.
+JSONL = Layout(
+    name="jsonl",
+    recognises=lambda root: True,
+    read=lambda root, split: iter(read_jsonl_samples(root, split)),
+    expected="train.jsonl, one JSON object a line, and the images that it names",
+)
+SOURCES = {
+    source.slug: source
+    for source in (
+        Source("jsonl", "a folder of JSON lines", TASKS, "", (JSONL,)),
+        Source("phantoms", "phantoms", TASKS, "CC0-1.0", (JSONL,)),
+    )
 }
 # One fixed seed, whatever the run's: training and validation must agree on who is held out.
 HOLD_OUT_SHARE, HOLD_OUT_SEED = 0.1, 0
 
 
-def load_samples(dataset: str, data_root: str | os.PathLike[str], split: str, task: str | None = None) -> list[Sample]:
+def load_samples(
+    dataset: str,
+    data_root: str | os.PathLike[str],
+    split: str,
+    task: str | None = None,
+    *,
+    language: str | None = None,
+    on_missing: Literal["fail", "skip"] = "fail",
+) -> list[Sample]:
     """Return the samples of one split of a dataset.
 
     Where the dataset has no validation split, 10 % of its training images, with all their samples, are held out:
     always the same ones, whatever the task, so that no stage trains on an image that another one validates on.
 
     Args:
-        dataset: slug of the dataset: `jsonl`, `phantoms`.
-        data_root: the dataset's folder.
+        dataset: slug of the dataset, one of `SOURCES`.
+        data_root: the dataset's folder, in any of the dataset's layouts.
         split: `train`, `validation` or `test`.
         task: keep the samples of this task only; all without.
+        language: keep the samples in this language only, or `all`; must be said where a dataset mixes languages.
+        on_missing: what to do about samples whose image file is not there: list them and stop, or leave them out and
+            say how many.
 
     Raises:
-        ConfigError: the slug, split or task is unknown.
+        ConfigError: the slug, split, task or language is unknown, or the language is not said where it must be.
         DatasetError: the folder or split is missing, its content cannot be used, or nothing is left for the task.
     """
-    if dataset not in READERS:
-        raise ConfigError(
-            f"Unknown dataset {dataset!r}{did_you_mean(dataset, READERS)}; expected one of {', '.join(READERS)}"
-        )
     split = canonical_split(split)
 
-    def read(root: str | os.PathLike[str], split: str) -> list[Sample]:
-        return _named(READERS[dataset](root, split), dataset)
+    def read(split: str) -> list[Sample]:
+        return present(stream_samples(dataset, data_root, split, language=language), data_root, on_missing)
 
     if split == "test":
-        return keep_task(read(data_root, split), task, data_root, split)
+        return keep_task(read(split), task, data_root, split)
     try:
-        samples = read(data_root, "validation")
+        samples = read("validation")
     except MissingSplitError:
-        train = read(data_root, "train")
+        train = read("train")
         kept, held_out = hold_out(train, HOLD_OUT_SHARE, HOLD_OUT_SEED)
         logger.warning(
             "%s has no validation split: %d of %d training samples (%.0f %% of the images) are held out for it",
@@ -62,13 +81,88 @@ def load_samples(dataset: str, data_root: str | os.PathLike[str], split: str, ta
         )
         samples = kept if split == "train" else [replace(sample, split=split) for sample in held_out]
     else:
-        samples = samples if split == "validation" else read(data_root, split)
+        samples = samples if split == "validation" else read(split)
     return keep_task(samples, task, data_root, split)
 
 
-def _named(samples: Sequence[Sample], dataset: str) -> list[Sample]:
-    """Return samples that know where they are from; a reader may have said it more precisely."""
-    return [sample if sample.source else replace(sample, source=dataset) for sample in samples]
+def find_source(dataset: str) -> Source:
+    """Return the source of a slug.
+
+    Raises:
+        ConfigError: there is none; the nearest is suggested.
+    """
+    if dataset not in SOURCES:
+        raise ConfigError(
+            f"Unknown dataset {dataset!r}{did_you_mean(dataset, SOURCES)}; expected one of {', '.join(SOURCES)}"
+        )
+    return SOURCES[dataset]
+
+
+def stream_samples(
+    dataset: str, data_root: str | os.PathLike[str], split: str, *, language: str | None = None
+) -> Iterator[Sample]:
+    """Yield the samples of one split as they are read, whether or not their images are there.
+
+    Every sample says where it is from and under which terms.
+
+    Raises:
+        ConfigError, DatasetError: as [`load_samples`].
+    """
+    source = find_source(dataset)
+    if source.languages and language not in (*source.languages, "all"):
+        raise ConfigError(
+            f"{source.title} holds questions in {' and '.join(source.languages)}, found language {language!r}; "
+            f"choose one with --language {'|'.join(source.languages)} (all mixes them and leaks images between splits)"
+        )
+    layout = source.recognise(data_root)
+    logger.info("%s recognised as %s, %s", data_root, source.title, layout.name)
+    for sample in layout.read(Path(os.path.abspath(data_root)), split):
+        if language in (None, "all", sample.language):
+            yield replace(
+                sample,
+                split=sample.split or split,
+                source=sample.source or source.slug,
+                licence=sample.licence or source.licence,
+                credentialed=source.credentialed,
+            )
+
+
+def present(
+    samples: Iterator[Sample], root: str | os.PathLike[str], on_missing: Literal["fail", "skip"]
+) -> list[Sample]:
+    """Return the samples whose image files are all there; an image inside a Parquet file is there with the file.
+
+    Raises:
+        DatasetError: files are missing and `on_missing` is `fail`: all of them, the first 20 listed.
+    """
+    kept: list[Sample] = []
+    there: dict[str, bool] = {}
+    missing: dict[str, list[str]] = {}
+    for sample in samples:
+        absent = []
+        for path in sample.image_paths:
+            file = path.partition(".parquet#")[0] + ".parquet" if ".parquet#" in path else path
+            if file not in there:
+                there[file] = os.path.isfile(file)
+            if not there[file]:
+                absent.append(path)
+        for path in absent:
+            missing.setdefault(path, []).append(sample.id)
+        if not absent:
+            kept.append(sample)
+    if not missing:
+        return kept
+    listed = [
+        f"  {os.path.relpath(path, root)} of {ids[0]}" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "")
+        for path, ids in list(missing.items())[:MAX_LISTED_PROBLEMS]
+    ]
+    if len(missing) > len(listed):
+        listed.append(f"  and {len(missing) - len(listed)} more")
+    noun = "image file is" if len(missing) == 1 else "image files are"
+    if on_missing == "fail":
+        raise DatasetError("\n".join([f"{root}: {len(missing)} {noun} missing", *listed]))
+    logger.warning("%s: %d %s missing; their samples are left out: %s", root, len(missing), noun, "; ".join(listed))
+    return kept
 
 
 def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:

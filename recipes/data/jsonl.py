@@ -20,24 +20,25 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import fields
-from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, PeFoMedError, did_you_mean
 from ..records import TASKS, Sample
 from .instructions import format_box
+from .reading import (
+    SPLIT_SPELLINGS,
+    DatasetError,
+    MissingSplitError,
+    Problems,
+    canonical_split,
+    is_absent,
+    samples_to_dataset,
+)
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset
 
-SPLIT_SPELLINGS = {
-    "train": ("train",),
-    "validation": ("validation", "val", "valid", "validate"),
-    "test": ("test",),
-}
 # Which keys a line of each task must have: the text given, then the text wanted.
 TASK_KEYS = {"vqa": ("question", "answer"), "caption": ("caption",), "report": ("report",), "refer": ("phrase", "box")}
 LABEL_KEYS = ("organ", "modality", "image_id", "study_id", "patient_id")
@@ -45,19 +46,10 @@ KNOWN_KEYS = (
     *("image", *(key for keys in TASK_KEYS.values() for key in keys)),
     *("id", "instruction", "answer_type", "question_type", "language", "split", *LABEL_KEYS),
 )
-MAX_LISTED_PROBLEMS = 20
-
-
-class DatasetError(PeFoMedError):
-    """A dataset on disk that cannot be used as it is; the text lists what is wrong, by line."""
-
-
-class MissingSplitError(DatasetError):
-    """A dataset folder without the split that was asked for."""
 
 
 def read_jsonl_samples(root: str | os.PathLike[str], split: str, task: str | None = None) -> list[Sample]:
-    """Return the samples of ROOT/{split}.jsonl, images checked for existence but not decoded.
+    """Return the samples of ROOT/{split}.jsonl; whether the images are there is not looked at.
 
     `validation` may be spelt `val`, `valid` or `validate`. A folder with a single JSONL file of another name is read
     as all splits in one: each line's `split` key says which, `train` where there is none. Image paths are resolved
@@ -75,30 +67,24 @@ def read_jsonl_samples(root: str | os.PathLike[str], split: str, task: str | Non
     """
     root, split = Path(os.path.abspath(root)), canonical_split(split)
     path, is_shared = _split_file(root, split)
-    problems: list[tuple[int, str]] = []
+    problems = Problems(path, "line")
     rows = _parse_lines(path, problems)
     if is_shared:
-        if not problems and not any(_split_of(row) in (split, None) for _, row in rows):
+        if not problems.found and not any(_split_of(row) in (split, None) for _, row in rows):
             raise MissingSplitError(f'{path}: no line has "split": "{split}"; expected some, or {split}.jsonl')
         rows = [(number, row) for number, row in rows if _split_of(row) in (split, None)]
     samples: list[Sample] = []
     first_use: dict[str, int] = {}
-    missing: dict[str, list[int]] = {}
     for number, row in rows:
         row_problems: list[str] = []
         sample = _to_sample(row, root, split, f"{split}-{number}", row_problems)
         if sample.id in first_use:
             row_problems.append(f"the id of line {first_use[sample.id]} again; ids must differ")
         first_use.setdefault(sample.id, number)
-        for image in sample.image_paths:
-            if image in missing or not os.path.isfile(image):
-                missing.setdefault(image, []).append(number)
-        problems += [(number, text) for text in row_problems]
+        for text in row_problems:
+            problems.add(number, text)
         samples.append(sample)
-    for image, lines in missing.items():
-        more = f" (lines that name it: {len(lines)})" if len(lines) > 1 else ""
-        problems.append((lines[0], f"no image file {Path(image).relative_to(root).as_posix()!r}{more}"))
-    _raise_problems(path, problems)
+    problems.raise_if_any()
     if not samples:
         raise DatasetError(f"{path}: the file is empty; expected one JSON object a line")
     return keep_task(samples, task, root, split)
@@ -107,37 +93,6 @@ def read_jsonl_samples(root: str | os.PathLike[str], split: str, task: str | Non
 def read_jsonl_dataset(root: str | os.PathLike[str], *, task: str | None = None, split: str) -> Dataset:
     """Return what [`read_jsonl_samples`] reads as a `datasets.Dataset` with [`sample_features`]."""
     return samples_to_dataset(read_jsonl_samples(root, split, task))
-
-
-def samples_to_dataset(samples: Iterable[Sample]) -> Dataset:
-    """Return a `datasets.Dataset` with one row a sample and the columns of [`sample_features`]."""
-    from datasets import Dataset
-
-    rows = list(samples)
-    columns = {column.name: [getattr(sample, column.name) for sample in rows] for column in fields(Sample)}
-    return Dataset.from_dict(columns, features=sample_features())
-
-
-def sample_features() -> Features:
-    """Return the columns of a dataset of samples, as the record `Sample` declares them."""
-    from datasets import Features, List, Value
-
-    kinds = {str: Value("string"), bool: Value("bool"), list[str]: List(Value("string"))}
-    return Features({name: kinds[hint] for name, hint in get_type_hints(Sample).items()})
-
-
-def canonical_split(split: str) -> str:
-    """Return `train`, `validation` or `test` for any accepted spelling.
-
-    Raises:
-        ConfigError: the split is unknown.
-    """
-    for canonical, spellings in SPLIT_SPELLINGS.items():
-        if split in spellings:
-            return canonical
-    raise ConfigError(
-        f"Unknown split {split!r}{did_you_mean(split, SPLIT_SPELLINGS)}; expected {', '.join(SPLIT_SPELLINGS)}"
-    )
 
 
 def keep_task(samples: list[Sample], task: str | None, root: str | os.PathLike[str], split: str) -> list[Sample]:
@@ -187,11 +142,11 @@ def _split_file(root: Path, split: str) -> tuple[Path, bool]:
 
 def _split_of(row: dict[str, Any]) -> str | None:
     """Return the split a line names, `train` where it names none, None where what it names is no split."""
-    named = "train" if _is_absent(row.get("split")) else row["split"]
+    named = "train" if is_absent(row.get("split")) else row["split"]
     return next((split for split, spellings in SPLIT_SPELLINGS.items() if named in spellings), None)
 
 
-def _parse_lines(path: Path, problems: list[tuple[int, str]]) -> list[tuple[int, dict[str, Any]]]:
+def _parse_lines(path: Path, problems: Problems) -> list[tuple[int, dict[str, Any]]]:
     """Return (line number, object) of each line that is not blank; what cannot be read is noted in `problems`.
 
     Bytes, line by line, where `records.read_jsonl` stops at the first bad line: a file's problems are told at once.
@@ -214,16 +169,16 @@ def _parse_lines(path: Path, problems: list[tuple[int, str]]) -> list[tuple[int,
         try:
             row = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError:
-            problems.append((number, "not UTF-8 text; save the file as UTF-8"))
+            problems.add(number, "not UTF-8 text; save the file as UTF-8")
         except json.JSONDecodeError as error:
-            problems.append((number, f"not JSON ({error.msg}, column {error.colno}); expected one object a line"))
+            problems.add(number, f"not JSON ({error.msg}, column {error.colno}); expected one object a line")
         except (ValueError, RecursionError):
-            problems.append((number, "JSON with a number too long or nested too deep to read"))
+            problems.add(number, "JSON with a number too long or nested too deep to read")
         else:
             if isinstance(row, dict):
                 rows.append((number, row))
             else:
-                problems.append((number, f"found a {_kind(row)}, expected a JSON object"))
+                problems.add(number, f"found a {_kind(row)}, expected a JSON object")
     return rows
 
 
@@ -232,7 +187,7 @@ def _to_sample(row: dict[str, Any], root: Path, split: str, default_id: str, pro
     for key in row:
         if key not in KNOWN_KEYS:
             problems.append(f"unknown key {key[:40]!r}{did_you_mean(key, KNOWN_KEYS)}")
-    if not _is_absent(row.get("split")) and _split_of(row) != split:
+    if not is_absent(row.get("split")) and _split_of(row) != split:
         problems.append(f"split is not {split}; expected one of {', '.join(SPLIT_SPELLINGS)}, and the file's own")
     task, instruction, answers = _read_task(row, problems)
     images = _image_paths(row, root, problems)
@@ -262,9 +217,9 @@ def _to_sample(row: dict[str, Any], root: Path, split: str, default_id: str, pro
 
 def _read_task(row: dict[str, Any], problems: list[str]) -> tuple[str, str, list[str]]:
     """Return (task, instruction, answers) of a line; the keys it fills say which task it is."""
-    tasks = [task for task, keys in TASK_KEYS.items() if any(not _is_absent(row.get(key)) for key in keys)]
+    tasks = [task for task, keys in TASK_KEYS.items() if any(not is_absent(row.get(key)) for key in keys)]
     if len(tasks) != 1:
-        found = [key for task in tasks for key in TASK_KEYS[task] if not _is_absent(row.get(key))]
+        found = [key for task in tasks for key in TASK_KEYS[task] if not is_absent(row.get(key))]
         wanted = ", ".join(" + ".join(keys) for keys in TASK_KEYS.values())
         problems.append(f"found {' and '.join(found) or 'no text'}; expected one of: {wanted}")
         return "", "", []
@@ -333,7 +288,7 @@ def _text(row: dict[str, Any], key: str, problems: list[str], *, numbers: bool =
     Numbers become text; 5.0 becomes "5", since a table with gaps turns integers into floats.
     """
     value = row.get(key)
-    if _is_absent(value):
+    if is_absent(value):
         return ""
     if numbers and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) != float("inf"):
         value = str(int(value) if value == int(value) else value)
@@ -347,21 +302,6 @@ def _text(row: dict[str, Any], key: str, problems: list[str], *, numbers: bool =
     return value.strip()
 
 
-def _is_absent(value: Any) -> bool:
-    return value is None or value != value  # NaN, as a table's gaps are written
-
-
 def _kind(value: Any) -> str:
     kinds: dict[type, str] = {dict: "JSON object", list: "list", bool: "boolean", str: "text"}
     return kinds.get(type(value), "number")
-
-
-def _raise_problems(path: Path, problems: list[tuple[int, str]]) -> None:
-    """Raise for all problems of a file at once, the first of them listed."""
-    if not problems:
-        return
-    lines = [f"  line {number}: {text}" for number, text in sorted(problems, key=itemgetter(0))[:MAX_LISTED_PROBLEMS]]
-    if len(problems) > MAX_LISTED_PROBLEMS:
-        lines.append(f"  and {len(problems) - MAX_LISTED_PROBLEMS} more")
-    noun = "problem" if len(problems) == 1 else "problems"
-    raise DatasetError("\n".join([f"{path}: {len(problems)} {noun}", *lines]))

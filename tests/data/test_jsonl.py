@@ -13,15 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pefomed_recipes.data.datasets_index import READERS, hold_out, load_samples
-from pefomed_recipes.data.jsonl import (
-    DatasetError,
-    MissingSplitError,
-    read_jsonl_dataset,
-    read_jsonl_samples,
-    sample_features,
-    samples_to_dataset,
-)
+from pefomed_recipes.data.datasets_index import SOURCES, hold_out, load_samples
+from pefomed_recipes.data.jsonl import read_jsonl_dataset, read_jsonl_samples
+from pefomed_recipes.data.reading import DatasetError, MissingSplitError, sample_features, samples_to_dataset
 from pefomed_recipes.errors import ConfigError
 from pefomed_recipes.records import Sample
 
@@ -179,12 +173,20 @@ def test_ids_must_differ_and_are_not_repeated_in_the_error(root):
 
 
 def test_missing_images_are_listed_by_name_once_each(root):
-    text = problems(root, vqa(image="images/x.png"), vqa(image=["images/0.png", "y.png"]), vqa(image="images/x.png"))
-    assert "2 problems" in text
-    assert (
-        "line 1: no image file 'images/x.png' (lines that name it: 2)" in text
-        and "line 2: no image file 'y.png'" in text
-    )
+    write(root, vqa(image="images/x.png"), vqa(image=["images/0.png", "y.png"]), vqa(image="images/x.png"))
+    with pytest.raises(DatasetError) as caught:
+        load_samples("jsonl", root, "train")
+    assert "2 image files are missing" in str(caught.value)
+    assert "images/x.png of train-1 and 1 more" in str(caught.value)
+    assert "y.png of train-2" in str(caught.value)
+
+
+def test_samples_without_their_image_can_be_left_out(root, caplog):
+    write(root, vqa(image="images/x.png"), vqa(image="images/1.png"), name="test.jsonl")
+    with caplog.at_level(logging.WARNING):
+        (kept,) = load_samples("jsonl", root, "test", on_missing="skip")
+    assert kept.id == "test-2"
+    assert "1 image file is missing" in caplog.text and "images/x.png of test-1" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,9 @@ def test_a_relative_root_yields_absolute_paths(root, monkeypatch):
 
 
 def test_a_null_byte_in_a_path_is_a_missing_image(root):
-    assert "no image file 'a\\x00b.png'" in problems(root, vqa(image="a\x00b.png"))
+    write(root, vqa(image="a\x00b.png"), name="test.jsonl")
+    with pytest.raises(DatasetError, match="1 image file is missing"):
+        load_samples("jsonl", root, "test")
 
 
 @pytest.mark.parametrize("name", ["validation", "val", "valid", "validate"])
@@ -352,7 +356,7 @@ def test_without_a_validation_file_a_tenth_of_the_images_stands_in(root, caplog)
         {"image": f"{n}.png", **text} for n in range(20) for text in ({"caption": "c"}, {"question": "q", "answer": 1})
     ]
     write(root, *rows)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING):
         train, validation = (load_samples("jsonl", root, split, "vqa") for split in ("train", "val"))
     assert [record.getMessage() for record in caplog.records] == [
         f"{root} has no validation split: 4 of 40 training samples (10 % of the images) are held out for it"
@@ -375,7 +379,7 @@ def test_a_validation_file_is_used_where_there_is_one(root, caplog):
 def test_unknown_datasets_get_a_suggestion(root):
     with pytest.raises(ConfigError, match=r"Unknown dataset 'josnl' \(did you mean jsonl\?\); expected one of jsonl"):
         load_samples("josnl", root, "train")
-    assert set(READERS) >= {"jsonl", "phantoms"}
+    assert set(SOURCES) >= {"jsonl", "phantoms"}
 
 
 def test_reading_samples_imports_neither_torch_nor_datasets():
