@@ -80,7 +80,8 @@ def questions(phantom: Phantom, *, training: bool = False) -> list[Question]:
 
     Args:
         training: ask the same questions in another mix. What is learned last, to compare the image with a word, is
-            asked in pairs, once of the truth and once of another value; what is learned first, more rarely.
+            asked in pairs, once of the truth and once of another value; where something is, in both orders; what is
+            learned first, more rarely.
     """
     draws = Draws(phantom.seed, 3)
     asked = [*_examination_questions(phantom, draws, training), *_presence_questions(phantom, draws, training)]
@@ -104,6 +105,17 @@ def _either(code: str, answer: str, wording: str, first: str, second: str, draws
     return Question(wording.format(a=first, b=second), answer, "CLOSED", code)
 
 
+def _which_of_two(
+    wording: str, answer: str, pair: tuple[str, str], draws: Draws, both_orders: bool
+) -> Iterator[Question]:
+    """Ask where something is, in an order that is drawn, or once in each order."""
+    if both_orders:
+        for first, second in (pair, pair[::-1]):
+            yield Question(wording.format(a=first, b=second), answer, "CLOSED", "POS")
+    else:
+        yield _either("POS", answer, wording, *pair, draws)
+
+
 def _examination_questions(phantom: Phantom, draws: Draws, training: bool) -> Iterator[Question]:
     for code, (words, names, open_wordings, yes_no_wordings, either_wording) in EXAMINATION.items():
         attribute = code.lower()
@@ -111,7 +123,7 @@ def _examination_questions(phantom: Phantom, draws: Draws, training: bool) -> It
         if not training or draws.share(0.3):
             yield _open(code, words.get(truth, truth), draws, *open_wordings)
         other = draws.pick(*_alternatives(attribute, truth))
-        ask_either = not draws.share(0.5)
+        ask_either = not draws.share(0.75 if training else 0.5)
         if training or not ask_either:
             for named in (truth, other) if training else (draws.pick((truth, other)),):
                 name = names.get(named, named)
@@ -136,9 +148,8 @@ def _presence_questions(phantom: Phantom, draws: Draws, training: bool) -> Itera
             code, wording = draws.pick(FINDING_QUESTIONS[finding])
             yield _yes_no(code, seen, draws, wording)
     if phantom.effusion in ("left", "right"):
-        yield _either(
-            "POS", phantom.effusion, "Is the pleural effusion on the {a} or the {b} side?", "left", "right", draws
-        )
+        wording = "Is the pleural effusion on the {a} or the {b} side?"
+        yield from _which_of_two(wording, phantom.effusion, ("left", "right"), draws, training)
     share_normal = share_without * (1 - FINDING_SHARE) ** len(view.findings)
     if draws.share(_thinned(phantom.is_normal, share_normal)):
         if draws.share(0.5):
@@ -160,9 +171,11 @@ def _lesion_questions(phantom: Phantom, draws: Draws, training: bool) -> Iterato
     """Ask about the only lesion of an image: its attributes are drawn evenly, so every answer is balanced."""
     lesion, levels = phantom.lesions[0], VIEWS[phantom.view].levels
     if lesion.side:
-        yield _either("POS", lesion.side, "Is the lesion on the {a} or the {b} side?", "left", "right", draws)
+        wording = "Is the lesion on the {a} or the {b} side?"
+        yield from _which_of_two(wording, lesion.side, ("left", "right"), draws, training)
     if draws.share(0.5):
-        yield _either("POS", lesion.level, "Is the lesion in the {a} or the {b} part?", *levels, draws)
+        wording = "Is the lesion in the {a} or the {b} part?"
+        yield from _which_of_two(wording, lesion.level, levels, draws, training)
     if draws.share(0.6):
         place = f"{lesion.side} {lesion.level}" if lesion.side else lesion.level
         yield _open("POS", place, draws, "Where is the lesion?", "What is the location of the lesion?")

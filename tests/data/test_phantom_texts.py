@@ -58,6 +58,20 @@ def test_in_training_a_value_is_compared_with_its_image_in_pairs() -> None:
             assert sorted(answers) == ["no", "yes"], (phantom.seed, code)
 
 
+def test_in_training_where_something_is_is_asked_in_both_orders() -> None:
+    orders: Counter[str] = Counter()
+    for phantom in cases(200):
+        asked = [question for question in questions(phantom, training=True) if " side?" in question.question]
+        either = [question for question in asked if " or " in question.question]
+        assert len(either) in (0, 2, 4)
+        for first, second in zip(either[::2], either[1::2], strict=True):
+            assert first.answer == second.answer
+            swapped = {"left": "right", "right": "left"}
+            assert [swapped.get(word, word) for word in first.question.split()] == second.question.split()
+        orders.update(question.answer for question in either)
+    assert min(orders["left"], orders["right"]) > 40
+
+
 def test_the_majority_answer_of_each_question_string_stays_near_chance(training: list[Sample]) -> None:
     baseline = MajorityBaseline.fit(training)
     hits: dict[str, list[bool]] = {"CLOSED": [], "OPEN": []}
@@ -76,7 +90,7 @@ def test_both_answers_of_every_closed_question_are_met_equally_often(training: l
             answers[sample.instruction][sample.answers[0]] += 1
     for question, counted in answers.items():
         total = sum(counted.values())
-        assert len(counted) == 2, question
+        assert len(counted) == 2 or total < 10, (question, counted)  # one end of a rare pair may not be met
         # four standard deviations of a fair coin
         assert abs(max(counted.values()) - total / 2) < 2 * total**0.5, (question, counted)
 
