@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 
+from .released import Released, release
 from .tiny import ask, build_model, build_processor, draw_image, encode
 
 BuildModel = Callable[..., PeFoMedForConditionalGeneration]
@@ -93,3 +95,25 @@ def adapter_folder(base_folder: Path, processor: PeFoMedProcessor) -> Path:
     adapted.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Released:
+    """A tiny reference of the released model, and its files."""
+    return release(tmp_path_factory.mktemp("released"))
+
+
+@pytest.fixture(scope="session")
+def converted(released: Released, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the converted `base` and `adapter`, for tests that leave them as they are."""
+    folder = tmp_path_factory.mktemp("converted")
+    released.convert(folder)
+    return folder
+
+
+@pytest.fixture
+def own(released: Released, tmp_path: Path) -> Released:
+    """A copy of the released files that the test may change."""
+    copy = Released(tmp_path / "own", released.processor, released.sizes, released.reference)
+    shutil.copytree(released.folder, copy.folder)
+    return copy
