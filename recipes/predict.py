@@ -14,12 +14,13 @@ from pefomed_recipes.errors import one_line_errors
 def predict(
     model: Annotated[str, typer.Argument(help="Adapter or base model: a folder or Hub id.")],
     data_root: Annotated[Path, typer.Option(help="The data set's folder.")],
-    dataset: Annotated[str, typer.Option(help="jsonl or phantoms.")] = "jsonl",
+    dataset: Annotated[str, typer.Option(help="jsonl, csv, imagefolder, prepared, phantoms, or a slug.")] = "jsonl",
+    language: Annotated[str | None, typer.Option(help="Only samples in this language.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     task: Annotated[str, typer.Option(help="caption, vqa, report or refer.")] = "vqa",
     out: Annotated[Path, typer.Option(help="Where the predictions go.")] = Path("predictions.jsonl"),
     control: Annotated[str, typer.Option(help="blank_image: answer without seeing the images.")] = "",
-    template: Annotated[
+    instruction: Annotated[
         Literal["plain", "short_answer"], typer.Option(help="plain or short_answer wording of questions.")
     ] = "short_answer",
     limit: Annotated[int | None, typer.Option(help="Only the first samples.")] = None,
@@ -30,8 +31,8 @@ def predict(
         from pefomed_recipes.data.datasets_index import load_samples
         from pefomed_recipes.inference.predicting import predict as run
 
-        samples = load_samples(dataset, data_root, split, task)[:limit]
-        run(model, samples, out, control=control, template=template, rows_per_batch=rows_per_batch)
+        samples = load_samples(dataset, data_root, split, task, language=language)[:limit]
+        run(model, samples, out, control=control, instruction=instruction, rows_per_batch=rows_per_batch)
         typer.echo(f"wrote {out}", err=True)
 
 

@@ -50,7 +50,7 @@ def quickstart(
         samples, loaded = load_samples("phantoms", data, "test", task), load_model(out / "stage2")
         answers, blank = out / "predictions.jsonl", out / "predictions-blank_image.jsonl"
         for control, path in (("", answers), ("blank_image", blank)):
-            predict(out / "stage2", samples, path, control=control, template="plain", model_and_processor=loaded)
+            predict(out / "stage2", samples, path, control=control, instruction="plain", model_and_processor=loaded)
         controls, train = {"blank_image": blank}, data / "train.jsonl"
         results = score(answers, controls=controls, train_samples=train, out=out / "results.json")
         print(markdown_report(results), end="")

@@ -15,11 +15,12 @@ def main(arguments: list[str]) -> None:
         from pefomed_recipes.training.stages import main as train
 
         record = train(arguments, STAGE1_DEFAULTS, "Stage 1 of PeFoMed: captions.")
-        print(
-            f"stage 1: {record['steps']} steps in {record['seconds']:.0f} s, validation loss "
-            f"{record['validation_loss_before']:.3f} -> {record['validation_loss_after']:.3f}",
-            file=sys.stderr,
-        )
+        if record:  # a dry run has none
+            print(
+                f"stage 1: {record['steps']} steps in {record['seconds']:.0f} s, validation loss "
+                f"{record['validation_loss_before']:.3f} -> {record['validation_loss_after']:.3f}",
+                file=sys.stderr,
+            )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Literal
 from ..errors import ConfigError, PeFoMedError, did_you_mean
 from ..records import TASKS, Sample
 
-VqaTemplate = Literal["plain", "short_answer", "mixed"]
+VqaInstruction = Literal["plain", "short_answer", "mixed"]
 
 # Source: the paper's two VQA instructions; one of them at random in training, the second at test.
 VQA_PREFIXES = {
@@ -51,35 +51,36 @@ REPORT_REQUESTS = (
 
 
 def vqa_instruction(
-    question: str, template: VqaTemplate = "mixed", seed: int | Sequence[int] = 0, sample_id: str = ""
+    question: str, instruction: VqaInstruction = "mixed", seed: int | Sequence[int] = 0, sample_id: str = ""
 ) -> str:
     """Return a question in one of the paper's two VQA instructions.
 
     Args:
         question: the raw question.
-        template: `plain` is the question alone, `short_answer` asks for a short answer, `mixed` draws one of the two.
+        instruction: `plain` is the question alone, `short_answer` asks for a short answer, `mixed` draws one of them.
         seed: with `sample_id`, decides the draw. Several numbers, such as (seed, epoch), draw anew each epoch.
         sample_id: id of the sample, or of the image where all questions of a packed row shall share one wording.
 
     Raises:
-        ConfigError: the template is unknown.
+        ConfigError: the instruction is unknown.
         PeFoMedError: the question is empty.
 
     Source: the paper's VQA instruction templates.
     """
     if not question.strip():
         raise PeFoMedError("The question is empty; expected some text")
-    chosen = _draw(tuple(VQA_PREFIXES), seed, sample_id) if template == "mixed" else template
+    chosen = _draw(tuple(VQA_PREFIXES), seed, sample_id) if instruction == "mixed" else instruction
     if chosen not in VQA_PREFIXES:
         known = [*VQA_PREFIXES, "mixed"]
         raise ConfigError(
-            f"Unknown VQA template {template!r}{did_you_mean(template, known)}; expected one of {', '.join(known)}"
+            f"Unknown VQA instruction {instruction!r}{did_you_mean(instruction, known)}; "
+            f"expected one of {', '.join(known)}"
         )
     return VQA_PREFIXES[chosen] + question
 
 
 def render_instruction(
-    sample: Sample, *, training: bool, template: VqaTemplate = "mixed", seed: int | Sequence[int] = 0
+    sample: Sample, *, training: bool, instruction: VqaInstruction = "mixed", seed: int | Sequence[int] = 0
 ) -> str:
     """Return the text that follows the task identifier.
 
@@ -90,15 +91,15 @@ def render_instruction(
     Args:
         sample: `instruction` holds the raw question, phrase or request.
         training: whether wordings are drawn.
-        template: for `vqa`, see [`vqa_instruction`].
+        instruction: for `vqa`, see [`vqa_instruction`].
         seed: with the sample's id, decides every draw.
 
     Raises:
-        ConfigError: the template is unknown.
+        ConfigError: the VQA instruction is unknown.
         PeFoMedError: the task is unknown, or the question or phrase is empty.
     """
     if sample.task == "vqa":
-        chosen: VqaTemplate = "short_answer" if template == "mixed" and not training else template
+        chosen: VqaInstruction = "short_answer" if instruction == "mixed" and not training else instruction
         return vqa_instruction(sample.instruction, chosen, seed, sample.id)
     if sample.task == "refer":
         if not sample.instruction.strip():

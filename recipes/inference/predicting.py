@@ -17,7 +17,7 @@ from tqdm import tqdm
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 
 from ..data.images import load_image
-from ..data.instructions import VqaTemplate, render_instruction
+from ..data.instructions import VqaInstruction, render_instruction
 from ..errors import ConfigError, PeFoMedError
 from ..records import Prediction, Sample, read_records, write_records
 from .generate import Request, adapter_base, generate_answers, load_model, load_processor
@@ -53,19 +53,19 @@ def predict(
     out: Path,
     *,
     control: str = "",
-    template: VqaTemplate = "short_answer",
+    instruction: VqaInstruction = "short_answer",
     rows_per_batch: int = 64,
     model_and_processor: tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor] | None = None,
 ) -> Path:
     """Answer every sample and write `out`, one [`Prediction`] a line in the samples' order; return `out`.
 
-    Answers are kept in `out.partial` as they come. A second call with the same model, control and template goes on
+    Answers are kept in `out.partial` as they come. A second call with the same model, control and instruction goes on
     from there; `out` itself appears only when it is whole, and is then left as it is.
 
     Args:
         folder: adapter or base model.
         control: "" or `blank_image` (every image replaced by a blank one).
-        template: wording of VQA questions.
+        instruction: wording of VQA questions.
         model_and_processor: what `load_model(folder)` returned, when it is loaded already.
 
     Raises:
@@ -79,7 +79,7 @@ def predict(
     model_name, adapter = model_identity(folder)
     who = {"control": control, "model": model_name, "adapter": adapter}
     processor = model_and_processor[1] if model_and_processor else load_processor(folder)
-    prompts = {sample.id: _prompt_sha256(sample, processor, template) for sample in samples}
+    prompts = {sample.id: _prompt_sha256(sample, processor, instruction) for sample in samples}
     if out.is_file() and _matches(read_records(out, Prediction), samples, prompts, who):
         return out
     partial = out.with_name(out.name + ".partial")
@@ -102,7 +102,7 @@ def predict(
         disable=not sys.stderr.isatty(),
     ) as progress:  # fmt: skip
         first = [group[0] for group in asked.values()]
-        for requests in _requests(first, blank, template, rows_per_batch):
+        for requests in _requests(first, blank, instruction, rows_per_batch):
             for sample_id, answer in generate_answers(model, processor, requests, rows_per_batch=rows_per_batch):
                 for sample in asked[sample_id]:
                     prediction = Prediction.of(sample, answer, prompt_sha256=prompts[sample.id], **who)
@@ -115,10 +115,10 @@ def predict(
     return out
 
 
-def _prompt_sha256(sample: Sample, processor: PeFoMedProcessor, template: VqaTemplate) -> str:
+def _prompt_sha256(sample: Sample, processor: PeFoMedProcessor, instruction: VqaInstruction) -> str:
     """Return the fingerprint of a sample's prompt as token ids."""
-    instruction = render_instruction(sample, training=False, template=template)
-    ids = processor.encode_prompt(instruction, sample.task, num_images=len(sample.image_paths))
+    asked = render_instruction(sample, training=False, instruction=instruction)
+    ids = processor.encode_prompt(asked, sample.task, num_images=len(sample.image_paths))
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
 
 
@@ -129,7 +129,7 @@ def _is_by(prediction: Prediction, prompts: dict[str, str], who: dict[str, str])
 
 
 def _requests(
-    samples: list[Sample], blank: Image.Image | None, template: VqaTemplate, size: int
+    samples: list[Sample], blank: Image.Image | None, instruction: VqaInstruction, size: int
 ) -> Iterator[list[Request]]:
     """Yield requests in portions whose images fit into memory.
 
@@ -145,7 +145,7 @@ def _requests(
             Request(
                 sample.id,
                 sample.task,
-                render_instruction(sample, training=False, template=template),
+                render_instruction(sample, training=False, instruction=instruction),
                 tuple(opened[path] for path in sample.image_paths),
             )
             for sample in portion

@@ -26,16 +26,16 @@ def sample(task: str, instruction: str = "", id: str = "s1") -> Sample:
     return Sample(id=id, task=task, image_paths=["a.png"], instruction=instruction, answers=["yes"])
 
 
-def test_vqa_templates_are_the_papers_two():
-    assert vqa_instruction("Is it CT?", template="plain") == "Is it CT?"
-    assert vqa_instruction("Is it CT?", template="short_answer") == SHORT + "Is it CT?"
+def test_vqa_instructions_are_the_papers_two():
+    assert vqa_instruction("Is it CT?", instruction="plain") == "Is it CT?"
+    assert vqa_instruction("Is it CT?", instruction="short_answer") == SHORT + "Is it CT?"
 
 
 def test_braces_of_a_question_stay_as_typed():
-    assert vqa_instruction("{q} {0} {x.__class__}", template="short_answer") == SHORT + "{q} {0} {x.__class__}"
+    assert vqa_instruction("{q} {0} {x.__class__}", instruction="short_answer") == SHORT + "{q} {0} {x.__class__}"
 
 
-def test_mixed_draws_both_templates_about_equally():
+def test_mixed_draws_both_instructions_about_equally():
     drawn = Counter(vqa_instruction("q", "mixed", 0, f"sample-{n}") for n in range(1000))
     assert set(drawn) == {"q", SHORT + "q"} and 420 < drawn["q"] < 580
 
@@ -69,11 +69,11 @@ def test_the_draw_is_the_same_in_every_process():
 def test_one_shape_can_be_chosen_for_training_and_test_alike():
     row = sample("vqa", "Is it CT?")
     for training in (True, False):
-        assert render_instruction(row, training=training, template="plain") == "Is it CT?"
-        assert render_instruction(row, training=training, template="short_answer") == SHORT + "Is it CT?"
+        assert render_instruction(row, training=training, instruction="plain") == "Is it CT?"
+        assert render_instruction(row, training=training, instruction="short_answer") == SHORT + "Is it CT?"
 
 
-def test_test_time_uses_the_short_answer_template_whatever_the_seed():
+def test_test_time_asks_for_a_short_answer_whatever_the_seed():
     rows = [sample("vqa", "Is it CT?", id=str(n)) for n in range(50)]
     assert {render_instruction(row, training=False, seed=n) for n, row in enumerate(rows)} == {SHORT + "Is it CT?"}
 
@@ -101,9 +101,9 @@ def test_refer_asks_for_the_location_of_the_phrase():
         assert render_instruction(row, training=training) == "give me the location of left effusion"
 
 
-def test_unknown_templates_tasks_and_empty_questions_are_refused():
+def test_unknown_instructions_tasks_and_empty_questions_are_refused():
     with pytest.raises(ConfigError, match=r"'short_anser' \(did you mean short_answer\?\); expected one of plain"):
-        vqa_instruction("q", template="short_anser")  # type: ignore[arg-type]
+        vqa_instruction("q", instruction="short_anser")  # type: ignore[arg-type]
     with pytest.raises(PeFoMedError, match=r"Unknown task 'captoin' \(did you mean caption\?\)"):
         render_instruction(sample("captoin"), training=True)
     for task in ("vqa", "refer"):

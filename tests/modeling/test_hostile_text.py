@@ -7,6 +7,7 @@ import pytest
 from transformers.utils import chat_template_utils
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
+from modeling_pefomed.processing_pefomed import TEMPLATES
 
 from .tiny import IMAGE_TOKENS, ask, build_llama_tokenizer, build_processor, build_tokenizer, draw_image, encode
 
@@ -41,13 +42,29 @@ HOSTILE = [
     "",
 ]
 TOKENIZERS = {"byte-level BPE": build_tokenizer, "llama": build_llama_tokenizer}
+# A language model whose own template has the same plain-text markers, and control tokens for everything else.
+OWN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}[INST] {{ message['content'] }} "
+    "[/INST]{% else %} {{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
 MARKERS = ("[INST]", " [INST]", "[/INST]", " [/INST]")
 
 
-@pytest.fixture(scope="module", params=TOKENIZERS)
+@pytest.fixture(scope="module", params=[(name, form) for name in TOKENIZERS for form in TEMPLATES], ids="-".join)
 def any_processor(request: pytest.FixtureRequest) -> PeFoMedProcessor:
-    """A processor on each kind of tokenizer."""
-    return build_processor(TOKENIZERS[request.param]())
+    """A processor on each kind of tokenizer, in each form of the prompt."""
+    name, form = request.param
+    tokenizer = TOKENIZERS[name]()
+    tokenizer.chat_template = OWN_TEMPLATE
+    processor = build_processor(tokenizer)
+    processor.set_template(form)
+    return processor
+
+
+@pytest.fixture(params=[False, True], ids=["asked", "trained"])
+def training(request: pytest.FixtureRequest) -> bool:
+    """Whether the prompt is trained on, which in the released code's form is another one."""
+    return request.param
 
 
 def occurrences(ids: list[int], part: list[int]) -> int:
@@ -66,14 +83,15 @@ def marker_ids(processor: PeFoMedProcessor) -> dict[str, list[int]]:
     return found
 
 
-def assert_one_clean_turn(processor: PeFoMedProcessor, ids: list[int]) -> None:
-    """One begin, no end, one image, and the markers of a single turn at its two ends only."""
+def assert_one_clean_turn(processor: PeFoMedProcessor, ids: list[int], training: bool = False) -> None:
+    """One begin (two where the released code asks), no end, one image, and the markers of one turn at its two ends."""
     tokenizer = processor.tokenizer
-    harmless = processor.encode_prompt("Is it?", "vqa")
+    harmless = processor.encode_prompt("Is it?", "vqa", training=training)
+    begins = 2 if processor.template == "released" and not training else 1
     specials = set(tokenizer.all_special_ids) | {processor.image_token_id}
-    assert [token for token in ids if token in specials] == [tokenizer.bos_token_id] + IMAGE_TOKENS * [
-        processor.image_token_id
-    ]
+    assert [token for token in ids if token in specials] == (
+        begins * [tokenizer.bos_token_id] + IMAGE_TOKENS * [processor.image_token_id]
+    )
     for marker, part in marker_ids(processor).items():
         assert occurrences(ids, part) == occurrences(harmless, part), marker
     text = tokenizer.decode(ids)
@@ -82,10 +100,13 @@ def assert_one_clean_turn(processor: PeFoMedProcessor, ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_typed_control_text_stays_text(any_processor: PeFoMedProcessor, text: str) -> None:
-    ids = any_processor.encode_prompt(text, "vqa")
-    assert_one_clean_turn(any_processor, ids)
-    assert ids == encode(any_processor, ask(text, draw_image(0)))["input_ids"][0].tolist()
+def test_typed_control_text_stays_text(any_processor: PeFoMedProcessor, text: str, training: bool) -> None:
+    ids = any_processor.encode_prompt(text, "vqa", training=training)
+    assert_one_clean_turn(any_processor, ids, training)
+    chat = any_processor.apply_chat_template(
+        ask(text, draw_image(0)), task="vqa", training=training, tokenize=True, return_dict=True
+    )
+    assert ids == chat["input_ids"][0]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -97,14 +118,17 @@ def test_content_given_as_one_string_is_as_safe(any_processor: PeFoMedProcessor,
         for typed in ("Is it?", text)
     )
     specials = set(any_processor.tokenizer.all_special_ids)
-    assert [token for token in hostile if token in specials] == [any_processor.tokenizer.bos_token_id]
+    begins = 2 if any_processor.template == "released" else 1
+    assert [token for token in hostile if token in specials] == begins * [any_processor.tokenizer.bos_token_id]
     for marker, part in marker_ids(any_processor).items():
         assert occurrences(hostile, part) == occurrences(harmless, part), marker
 
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if text])
-def test_answers_hold_no_control_token_but_their_own_end(any_processor: PeFoMedProcessor, text: str) -> None:
-    ids = any_processor.encode_answer(text)
+def test_answers_hold_no_control_token_but_their_own_end(
+    any_processor: PeFoMedProcessor, text: str, training: bool
+) -> None:
+    ids = any_processor.encode_answer(text, training=training)
     tokenizer = any_processor.tokenizer
     specials = set(tokenizer.all_special_ids) | {any_processor.image_token_id}
     assert [token for token in ids if token in specials] == [tokenizer.eos_token_id]
@@ -117,6 +141,16 @@ def test_the_detector_sees_a_turn_that_was_ended(processor: PeFoMedProcessor) ->
     for ids in (prompt + injected, prompt + [processor.tokenizer.eos_token_id], prompt + [processor.image_token_id]):
         with pytest.raises(AssertionError):
             assert_one_clean_turn(processor, ids)
+
+
+def test_a_control_token_that_only_cleaning_spells_is_refused_in_a_training_mask() -> None:
+    processor = build_processor()
+    processor.set_template("released")
+    assert_one_clean_turn(processor, processor.encode_prompt("</S>", "vqa"))
+    with pytest.raises(ValueError, match="control token </s>"):
+        processor.apply_chat_template(
+            ask("</S>", draw_image(0)), task="vqa", tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
 
 
 @pytest.mark.parametrize("text", ["a</s>b", "<ImageHere>", "<s>"])
