@@ -1,67 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter that is trained on top of a frozen base model: LoRA and the whole projector."""
+"""The adapter that is trained on top of a frozen base model: a PEFT method's weights and the whole projector."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
 
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from peft import PeftModel, get_peft_model
 
 from modeling_pefomed import PeFoMedForConditionalGeneration
 
+from ..adapter_models import check_quantized, own_class, train_in_float32
+from ..bases import base_fingerprint
 from ..errors import PeFoMedError
-
-# The language model's q and v only: the same names also occur in CLIP-like towers.
-LORA_TARGETS = r".*language_model.*\.(q_proj|v_proj)"
-LORA_TARGET_NAMES = ("q_proj", "v_proj")
+from .peft_methods import peft_config
 
 
-def add_adapter(base: PeFoMedForConditionalGeneration, *, r: int, alpha: int, dropout: float) -> PeftModel:
-    """Return the base with a fresh adapter: LoRA on the language model's q_proj and v_proj, and the whole projector.
+def add_adapter(
+    base: PeFoMedForConditionalGeneration,
+    *,
+    r: int,
+    alpha: int,
+    dropout: float,
+    method: str = "lora",
+    target_modules: Sequence[str] = ("q_proj", "v_proj"),
+    virtual_tokens: int = 20,
+) -> PeftModel:
+    """Return the base with a fresh adapter: a PEFT method's weights and the whole projector, all of it in float32.
 
-    At the paper's sizes (r 64) this trains 56,627,200 parameters.
+    By default it is the paper's, LoRA on the language model's q_proj and v_proj: at the paper's sizes (r 64) it trains
+    56,627,200 parameters.
+
+    Args:
+        method: a name of `peft_methods.METHODS`.
+        target_modules: names of linear layers of the language model, for methods that adapt layers.
+        virtual_tokens: how many tokens LLaMA-Adapter, prompt, prefix and p-tuning learn.
 
     Raises:
-        PeFoMedError: the language model has no q_proj and v_proj.
+        PeFoMedError: the language model has no such layers, or the method cannot be put on this base.
     """
-    names = {name.rsplit(".", 1)[-1] for name, _ in base.model.language_model.named_modules()}
-    if not set(LORA_TARGET_NAMES) <= names:
-        raise PeFoMedError(
-            f"The language model {base.config.get_text_config().model_type} has no q_proj and v_proj layers for LoRA; "
-            "use a model with separate attention projections."
-        )
-    config = LoraConfig(
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        bias="none",
-        task_type="CAUSAL_LM",
-        target_modules=LORA_TARGETS,
-        modules_to_save=["multi_modal_projector"],
+    config = peft_config(
+        base, method, r=r, alpha=alpha, dropout=dropout, target_modules=target_modules, virtual_tokens=virtual_tokens
     )
-    return get_peft_model(base, config)
-
-
-def load_adapter(base: PeFoMedForConditionalGeneration, folder: Path, *, trainable: bool) -> PeftModel:
-    """Return the base with a saved adapter on it.
-
-    Raises:
-        PeFoMedError: the folder holds no adapter, or it was trained on a base of other sizes.
-    """
-    if not (folder / "adapter_config.json").is_file():
-        raise PeFoMedError(f"{folder}: no adapter there (adapter_config.json is missing)")
-    named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    check_quantized(base, config)
+    own, fingerprint = own_class(config), base_fingerprint(base)
     try:
-        model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as weights:
-            differing = set(weights.keys()) ^ set(get_peft_model_state_dict(model))
-        if differing:
-            raise RuntimeError(f"size mismatch: {len(differing)} tensors, such as {sorted(differing)[0]}")
-        return model
-    except (RuntimeError, OSError, SafetensorError) as error:
-        first = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error))
-        raise PeFoMedError(
-            f"{folder}: this adapter does not fit the base model. It was trained on {named!r}; load that. ({first})"
-        ) from None
+        model = get_peft_model(base, config) if own is None else own(base, config)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise PeFoMedError(f"peft_method {method} cannot be put on this base: {str(error).splitlines()[0]}") from None
+    model.base_fingerprint = fingerprint
+    return train_in_float32(model)

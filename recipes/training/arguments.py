@@ -7,6 +7,7 @@ One YAML file is one run; each key is a field of one of the two classes and can 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,26 @@ from trl import SFTConfig
 from ..devices import default_dtype
 from ..errors import ConfigError, did_you_mean
 
+# What the released code's schedule takes, see training/schedule.py.
+RELEASED_SCHEDULE = {"min_lr", "warmup_start_lr", "steps_per_epoch"}
+PeftMethod = Literal[
+    "lora",
+    "rslora",
+    "dora",
+    "pissa",
+    "olora",
+    "adalora",
+    "ia3",
+    "vera",
+    "loha",
+    "lokr",
+    "oft",
+    "llama_adapter",
+    "prompt_tuning",
+    "prefix_tuning",
+    "p_tuning",
+]
+
 
 @dataclass
 class RecipeArguments:
@@ -31,24 +52,68 @@ class RecipeArguments:
     task: Literal["caption", "vqa", "report", "refer"] = field(
         default="vqa", metadata={"help": "What the answers are: caption (stage 1), vqa, report or refer (stage 2)."}
     )
-    dataset: str = field(default="phantoms", metadata={"help": "phantoms, or jsonl for a folder of your own."})
+    dataset: str = field(
+        default="phantoms",
+        metadata={
+            "help": "phantoms; jsonl, csv or imagefolder for your own data; prepared; a data set of the paper by its "
+            "slug, such as vqa_rad; or by_name: each folder of the mixture is the data set of its name."
+        },
+    )
+    language: str | None = field(
+        default=None, metadata={"help": "Use the samples in this language only; a must where a data set mixes them."}
+    )
+    on_missing: Literal["fail", "skip"] = field(
+        default="fail", metadata={"help": "When image files are missing: list them and stop, or leave samples out."}
+    )
     data_root: str | None = field(
         default=None, metadata={"help": "The dataset's folder (train.jsonl, validation.jsonl, images)."}
+    )
+    mixture: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Folders in data_root and their sampling weights in training, as {name: weight}."},
     )
     base: str | None = field(
         default=None, metadata={"help": "Base model: folder or Hub id. Without it, the quickstart's base is used."}
     )
     adapter: str | None = field(
         default=None,
-        metadata={"help": "Adapter to continue from (stage 2: the one of stage 1). Its LoRA sizes stand."},
+        metadata={"help": "Adapter to continue from (stage 2: the one of stage 1). Its method and sizes stand."},
     )
-    lora_r: int = field(default=64, metadata={"help": "LoRA rank on the language model's q_proj and v_proj."})
+    quantization: Literal["none", "nf4"] = field(
+        default="none", metadata={"help": "nf4: the language model in 4 bits (QLoRA); needs the extra quantization."}
+    )
+    peft_method: PeftMethod = field(
+        default="lora", metadata={"help": "How the language model is adapted; the projector is always trained."}
+    )
+    target_modules: str = field(
+        default="q_proj,v_proj",
+        metadata={"help": "Linear layers of the language model to adapt, by name, with commas between them."},
+    )
+    lora_r: int = field(default=64, metadata={"help": "Rank (oft: number of blocks; ia3 and virtual tokens: unused)."})
     lora_alpha: int = field(default=16, metadata={"help": "LoRA scale is alpha / rank."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on LoRA's input."})
-    template: Literal["plain", "short_answer", "mixed"] = field(
+    virtual_tokens: int = field(
+        default=20, metadata={"help": "Tokens that llama_adapter, prompt_tuning, prefix_tuning and p_tuning learn."}
+    )
+    loss_reduction: Literal["token", "example"] = field(
+        default="token",
+        metadata={
+            "help": "token: mean over all answer tokens of a batch; example: mean over its questions of each one's "
+            "mean, as the released code with its batch size of 1."
+        },
+    )
+    template: Literal["paper", "released", "chat"] | None = field(
+        default=None,
+        metadata={
+            "help": "The prompt's form: paper, released (as the released code runs) or chat (the language model's "
+            "own). By default that of the adapter that is continued, or else of the base, which is the paper's "
+            "unless it was built with another."
+        },
+    )
+    instruction: Literal["plain", "short_answer", "mixed"] = field(
         default="mixed", metadata={"help": "VQA instruction in training: the paper draws one of two for each sample."}
     )
-    test_template: Literal["plain", "short_answer"] = field(
+    test_instruction: Literal["plain", "short_answer"] = field(
         default="short_answer",
         metadata={"help": "VQA instruction in validation and test; the paper's is the long one."},
     )
@@ -63,6 +128,20 @@ class RecipeArguments:
         default="auto",
         metadata={"help": "auto: continue from the newest complete checkpoint; never; or a checkpoint."},
     )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Only say what would run: nothing is trained, nothing written."}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.mixture, str):
+            try:
+                self.mixture = json.loads(self.mixture)
+            except ValueError:
+                self.mixture = {}
+        weights = self.mixture.values() if isinstance(self.mixture, dict) else []
+        numbers = [w for w in weights if isinstance(w, int | float) and not isinstance(w, bool) and 0 < w < math.inf]
+        if self.mixture is not None and (not numbers or len(numbers) < len(weights)):
+            raise ValueError("mixture must name folders and their weights, numbers above 0, as {name: weight, ...}")
 
 
 @dataclass
@@ -73,7 +152,11 @@ class StageConfig(SFTConfig):
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Linear warm-up, then cosine."})
     lr_scheduler_kwargs: dict[str, Any] | str | None = field(
-        default_factory=lambda: {"min_lr": 1e-6}, metadata={"help": "Lowest learning rate."}
+        default_factory=lambda: {"min_lr": 1e-6},
+        metadata={
+            "help": "min_lr: lowest learning rate. With warmup_start_lr and steps_per_epoch, the released code's "
+            "schedule: see training/schedule.py."
+        },
     )
     warmup_steps: float = field(default=100, metadata={"help": "Steps of linear warm-up."})
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
@@ -195,6 +278,12 @@ def parse_arguments(
         raise ConfigError(
             f"save_steps is {config.save_steps:g} and eval_steps {config.eval_steps:g}: to keep the best adapter, "
             "each validated one must be saved. Make them equal, or set load_best_model_at_end to false"
+        )
+    schedule = config.lr_scheduler_kwargs or {}
+    if "warmup_start_lr" in schedule and set(schedule) != RELEASED_SCHEDULE:
+        raise ConfigError(
+            f"lr_scheduler_kwargs has {', '.join(schedule)}; with warmup_start_lr, it must have exactly "
+            f"{', '.join(sorted(RELEASED_SCHEDULE))}"
         )
     if recipe.early_stopping_patience is not None and str(config.eval_strategy) in ("no", "IntervalStrategy.NO"):
         raise ConfigError("early_stopping_patience needs validation during training: set eval_strategy to steps")

@@ -22,13 +22,21 @@ SHOWN = ("loss", "eval_loss", "learning_rate", "mean_token_accuracy", "eval_mean
 
 
 def frozen_fingerprint(model: torch.nn.Module) -> dict[str, str]:
-    """Return a digest of the bytes of every frozen parameter, by name."""
+    """Return a digest of the bytes of every frozen parameter, by name; for one in 4 bits also of its scales."""
     digests = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            data = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digests[name] = hashlib.blake2b(data.numpy().data, digest_size=16).hexdigest()
+            digest = hashlib.blake2b(digest_size=16)
+            for tensor in (parameter, *_scales(getattr(parameter, "quant_state", None))):
+                data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(data.numpy().data)
+            digests[name] = digest.hexdigest()
     return digests
+
+
+def _scales(state: Any) -> list[torch.Tensor]:
+    """Return the scales of bitsandbytes' 4-bit weights, which with double quantization have scales themselves."""
+    return [] if state is None else [state.absmax, *_scales(getattr(state, "state2", None))]
 
 
 class FrozenWeightsCallback(TrainerCallback):
@@ -46,6 +54,48 @@ class FrozenWeightsCallback(TrainerCallback):
         changed = [name for name in self.before if after.get(name) != self.before[name]]
         if changed:
             raise PeFoMedError(f"{len(changed)} frozen weights changed during training, first {changed[0]}")
+
+
+class AdaLoraCallback(TrainerCallback):
+    """AdaLoRA's schedule: all ranks for a tenth of the steps, then fewer and fewer, and the final rank for the last
+    third.
+
+    After each step the importance of the ranks is updated and the least important ones are set to zero. They stay in
+    the tensors, so that every checkpoint has the same sizes. The penalty that keeps AdaLoRA's matrices orthogonal is
+    part of the training loss, not of the validation loss. A run that is continued from a checkpoint estimates the
+    importance anew.
+
+    Source: AdaLoRA (arXiv 2303.10512), algorithm 1; the penalty's weight of 0.5 is PEFT's.
+    """
+
+    PENALTY = 0.5
+    ranks: dict[str, list[bool]] | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        self.config = model.peft_config[model.active_adapter]
+        self.config.total_step = state.max_steps
+        self.config.tinit, self.config.tfinal = state.max_steps // 10, state.max_steps // 3
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # It is added to the loss of every accumulated batch and of every process.
+        self.config.orth_reg_weight = self.PENALTY / (args.gradient_accumulation_steps * args.world_size)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        step, inner = state.global_step + 1, model.get_base_model()  # the step is counted up after this event
+        steps_left = self.config.total_step - self.config.tfinal - step
+        allocator = model.base_model.rankallocator
+        if steps_left == 0 and not allocator.exp_avg_ipt:  # continued just before the last pruning
+            allocator.update_ipt(inner)
+        if steps_left < 0 and self.ranks is None:  # continued after it
+            ranks = {name: value for name, value in inner.named_parameters() if ".lora_E." in name}
+            self.ranks = {name: (value != 0).flatten().tolist() for name, value in ranks.items()}
+        self.config.rank_pattern = self.ranks
+        model.base_model.update_and_allocate(step)
+        # PEFT cuts tensors by a pattern that it finds when it saves, and then cannot load them into the model.
+        self.ranks, self.config.rank_pattern = self.config.rank_pattern, None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.config.orth_reg_weight = 0.0
 
 
 class CompleteCheckpointCallback(TrainerCallback):

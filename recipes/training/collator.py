@@ -68,6 +68,7 @@ def pack_samples(
     max_length: int,
     max_questions_per_image: int,
     seed: int,
+    training: bool = False,
 ) -> Dataset:
     """Return a dataset of packed rows, one image (or image set) each; an image's questions are spread over several
     rows when they are more than `max_questions_per_image` or longer than `max_length` tokens.
@@ -76,6 +77,7 @@ def pack_samples(
         instruction: gives a sample's text after the task identifier.
         max_length: tokens of a row.
         seed: of the order of an image's questions.
+        training: whether the rows are trained on, for prompts that differ then (`template: released`).
 
     Raises:
         PeFoMedError: there are no samples, or one sample alone is longer than `max_length`; nothing is ever cut.
@@ -83,8 +85,9 @@ def pack_samples(
     groups: dict[tuple[str, ...], list[tuple[str, Segment]]] = {}
     too_long = []
     for sample in samples:
-        prompt = processor.encode_prompt(instruction(sample), sample.task, num_images=len(sample.image_paths))
-        answer = processor.encode_answer(sample.answers[0])
+        images = len(sample.image_paths)
+        prompt = processor.encode_prompt(instruction(sample), sample.task, num_images=images, training=training)
+        answer = processor.encode_answer(sample.answers[0], training=training)
         if len(prompt) + len(answer) > max_length:
             too_long.append(f"{sample.id} ({len(prompt) + len(answer)} tokens)")
         groups.setdefault((*sample.image_paths, sample.task), []).append(

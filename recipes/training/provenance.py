@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..data.image_facts import encoded_size
 from ..records import Sample
 
 PACKAGES = (
@@ -57,12 +58,13 @@ def data_fingerprint(samples: Iterable[Sample]) -> dict[str, Any]:
 
     Image paths are left out: the same data in another folder has the same fingerprint.
     """
-    digest, count, images = hashlib.sha256(), 0, {}
+    digest, count = hashlib.sha256(), 0
+    images: dict[str, int] = {}
     for sample in samples:
         row = asdict(sample)
         paths = row.pop("image_paths")
         for path in paths:
-            images[path] = os.path.getsize(path)
+            images[path] = images.get(path) or encoded_size(path)
         row["image_bytes"] = [images[path] for path in paths]
         digest.update(json.dumps(row, sort_keys=True).encode())
         count += 1

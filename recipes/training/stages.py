@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from datasets import Dataset
 from peft import PeftModel
 from tqdm import tqdm
 from transformers import (
-    AutoModelForImageTextToText,
     AutoProcessor,
     EarlyStoppingCallback,
     PrinterCallback,
@@ -29,15 +29,19 @@ from transformers import (
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 
+from ..adapter_models import load_adapter
+from ..bases import check_base, load_base_model, quantization_of
 from ..data.datasets_index import load_samples
 from ..data.images import load_image
 from ..data.instructions import render_instruction
+from ..data.mixture import load_mixture, mix_rows
 from ..devices import default_dtype
 from ..errors import ConfigError, PeFoMedError
 from ..records import Sample
-from .adapters import add_adapter, load_adapter
+from .adapters import add_adapter
 from .arguments import RecipeArguments, StageConfig, parse_arguments, resolved
 from .callbacks import (
+    AdaLoraCallback,
     CompleteCheckpointCallback,
     FrozenWeightsCallback,
     LossCurveCallback,
@@ -62,12 +66,19 @@ STAGE2_DEFAULTS: dict[str, Any] = {"task": "vqa", "output_dir": "runs/stage2", "
 def main(arguments: Sequence[str], defaults: dict[str, Any], description: str) -> dict[str, Any]:
     """Parse the settings of one stage, fill in the quickstart's base and data where none are given, and train.
 
+    Returns the run's record; an empty one for a dry run, which is described on stderr.
+
     Raises:
         PeFoMedError, ConfigError: with one sentence that says what to do.
     """
     if not any(word == "--config" or word.startswith("--config=") for word in arguments):
         arguments = [f"--config={defaults['config']}", *arguments]
     recipe, config = parse_arguments(arguments, defaults, description)
+    if recipe.dry_run:
+        from .dry_run import dry_run  # which needs what stands here
+
+        print(dry_run(recipe, config), file=sys.stderr)
+        return {}
     if recipe.base is None:
         recipe.base = str(quickstart_base())
     if recipe.data_root is None:
@@ -77,17 +88,21 @@ def main(arguments: Sequence[str], defaults: dict[str, Any], description: str) -
     return run_stage(recipe, config)
 
 
-def load_base(base: str) -> tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor]:
+def load_base(base: str, quantization: str = "none") -> tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor]:
     """Return a base model in the device's best dtype and its processor.
 
+    Args:
+        quantization: `nf4` puts the language model's linear layers into 4 bits; the tower, the projector and the head
+            keep the dtype.
+
     Raises:
-        PeFoMedError: there is no PeFoMed model at that place.
+        PeFoMedError: there is no PeFoMed model at that place, or bitsandbytes is not installed.
     """
     gc.collect()  # models and trainers refer to themselves: earlier ones would stay in memory beside this one
     if Path(base).is_dir():
         base = str(Path(base).resolve())  # the adapter names its base, and is to load from any working directory
     try:
-        model = AutoModelForImageTextToText.from_pretrained(base, dtype=default_dtype())
+        model = load_base_model(base, default_dtype(), quantization)
         processor = AutoProcessor.from_pretrained(base)
     except (OSError, ValueError) as error:
         raise PeFoMedError(f"{base}: cannot load a PeFoMed base model ({str(error).splitlines()[0]})") from None
@@ -103,7 +118,7 @@ def pack_split(
     instruction = partial(
         render_instruction,
         training=training,
-        template=recipe.template if training else recipe.test_template,
+        instruction=recipe.instruction if training else recipe.test_instruction,
         seed=config.seed,
     )
     return pack_samples(
@@ -113,7 +128,51 @@ def pack_split(
         max_length=config.max_length or 10**9,
         max_questions_per_image=recipe.max_questions_per_image,
         seed=config.seed,
+        training=training,
     )
+
+
+def read_split(recipe: RecipeArguments, split: str) -> dict[str, list[Sample]]:
+    """Return the samples of one split by the name of their data set, which without a mixture is ""."""
+    if recipe.data_root is None:
+        raise ConfigError("a run needs a data folder: --data_root")
+    reading: Any = {"language": recipe.language, "on_missing": recipe.on_missing}
+    if isinstance(recipe.mixture, dict):
+        limit = recipe.max_train_samples
+        return load_mixture(recipe.mixture, recipe.dataset, recipe.data_root, split, recipe.task, limit, **reading)
+    samples = load_samples(recipe.dataset, recipe.data_root, split, recipe.task, **reading)
+    return {"": samples[: recipe.max_train_samples]}
+
+
+def pack_sets(
+    sets: dict[str, list[Sample]],
+    processor: PeFoMedProcessor,
+    recipe: RecipeArguments,
+    config: StageConfig,
+    *,
+    training: bool,
+) -> Dataset:
+    """Return the packed rows of one split of all data sets, mixed by their weights in training."""
+    rows = {name: pack_split(samples, processor, recipe, config, training=training) for name, samples in sets.items()}
+    if isinstance(recipe.mixture, dict):
+        return mix_rows(rows, recipe.mixture, training=training, seed=config.seed)
+    return rows[""]
+
+
+def choose_template(processor: PeFoMedProcessor, recipe: RecipeArguments) -> None:
+    """Give the processor the prompt's form of the run: the one asked for, else the continued adapter's, else its own.
+
+    Raises:
+        ConfigError: the language model has no such form.
+    """
+    template = recipe.template
+    if template is None and recipe.adapter is not None:
+        beside = Path(recipe.adapter) / "processor_config.json"
+        template = read_json(beside).get("template") if beside.is_file() else None
+    try:
+        processor.set_template(template or processor.template)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
@@ -133,15 +192,18 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         logger.warning("%s is complete and is reused", output)
         remove_checkpoints(output)
         return finished
-    limit = recipe.max_train_samples
-    train_samples = load_samples(recipe.dataset, recipe.data_root, "train", recipe.task)[:limit]
-    validation_samples = load_samples(recipe.dataset, recipe.data_root, "validation", recipe.task)[:limit]
-    model, processor = load_base(recipe.base)
-    train_rows = pack_split(train_samples, processor, recipe, config, training=True)
-    validation_rows = pack_split(validation_samples, processor, recipe, config, training=False)
+    train_sets, validation_sets = read_split(recipe, "train"), read_split(recipe, "validation")
+    train_samples, validation_samples = ([*chain(*sets.values())] for sets in (train_sets, validation_sets))
+    model, processor = load_base(recipe.base, recipe.quantization)
+    choose_template(processor, recipe)
+    train_rows = pack_sets(train_sets, processor, recipe, config, training=True)
+    validation_rows = pack_sets(validation_sets, processor, recipe, config, training=False)
     set_seed(config.seed)  # LoRA's start
     peft_model = adapted(model, recipe)
+    refuse_combinations(peft_model, recipe, config)
     checkpoint = find_checkpoint(recipe.resume, output)
+    if checkpoint is not None:
+        check_base(checkpoint, peft_model.base_fingerprint, recipe.base)
     if checkpoint is not None and (output / SETTINGS).is_file():
         refuse_other_settings(output, read_json(output / SETTINGS), resolved(recipe, config))
     check_images([*train_samples, *validation_samples])
@@ -155,6 +217,8 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         logger.info("continuing from %s", checkpoint)
         keep_curve_until(output / "loss.jsonl", int(checkpoint.name.rpartition("-")[2]))
     callbacks: list[TrainerCallback] = [FrozenWeightsCallback(), CompleteCheckpointCallback(), LossCurveCallback()]
+    if peft_model.peft_type == "ADALORA":
+        callbacks.append(AdaLoraCallback())
     if recipe.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
     trainer = PackedSFTTrainer(
@@ -165,6 +229,7 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         processing_class=processor,
         data_collator=PackedRowCollator(processor, load_image, config.pad_to_multiple_of or 1),
         callbacks=callbacks,
+        loss_reduction=recipe.loss_reduction,
     )
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is for data
     before = first_validation_loss(output / "loss.jsonl") if checkpoint else None
@@ -179,6 +244,8 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         "seconds": round(time.monotonic() - clock, 1),
         "steps": trainer.state.global_step,
         "resumed": checkpoint is not None,
+        "peft_type": str(peft_model.peft_type.value),
+        "quantization": quantization_of(model),
         "trainable_parameters": sum(p.numel() for p in peft_model.parameters() if p.requires_grad),
         "frozen_weights_bit_identical": True,  # FrozenWeightsCallback has raised otherwise
         "train_loss": None if checkpoint else result.training_loss,  # Trainer's is of the continued part only
@@ -187,6 +254,8 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         "settings": resolved(recipe, config),
         "data": {"train": data_fingerprint(train_samples), "validation": data_fingerprint(validation_samples)},
         "rows": {"train": len(train_rows), "validation": len(validation_rows)},
+        "sets": {name: len(samples) for name, samples in train_sets.items()} if recipe.mixture else None,
+        "template": processor.template,
         "code_commit": code_commit(),
         "environment": environment(),
     }
@@ -238,7 +307,7 @@ def refuse_other_settings(output: Path, found: dict[str, Any], settings: dict[st
     differences = [
         f"{key} {found.get(key)!r} there, {wanted.get(key)!r} now"
         for key in sorted(set(wanted) | set(found))
-        if wanted.get(key) != found.get(key) and key not in ("resume", "logging_dir", "disable_tqdm")
+        if wanted.get(key) != found.get(key) and key not in ("resume", "logging_dir", "disable_tqdm", "dry_run")
     ]
     if differences:
         raise ConfigError(
@@ -256,7 +325,27 @@ def adapted(model: PeFoMedForConditionalGeneration, recipe: RecipeArguments) -> 
     """Return the base with a fresh adapter, or with the one that `recipe.adapter` names, ready for training."""
     if recipe.adapter is not None:
         return load_adapter(model, Path(recipe.adapter), trainable=True)
-    return add_adapter(model, r=recipe.lora_r, alpha=recipe.lora_alpha, dropout=recipe.lora_dropout)
+    return add_adapter(
+        model,
+        r=recipe.lora_r,
+        alpha=recipe.lora_alpha,
+        dropout=recipe.lora_dropout,
+        method=recipe.peft_method,
+        target_modules=[name.strip() for name in recipe.target_modules.split(",")],
+        virtual_tokens=recipe.virtual_tokens,
+    )
+
+
+def refuse_combinations(model: PeftModel, recipe: RecipeArguments, config: StageConfig) -> None:
+    """Refuse settings that an adapter's method, which may come from `recipe.adapter`, cannot train with.
+
+    Raises:
+        ConfigError: such a setting; it is named.
+    """
+    if model.peft_type == "PREFIX_TUNING" and config.gradient_checkpointing:
+        raise ConfigError("prefix_tuning keeps its tokens in the cache: set gradient_checkpointing to false")
+    if model.peft_type == "ADALORA" and recipe.loss_reduction == "example":
+        raise ConfigError("adalora adds a penalty of its own to the token mean: set loss_reduction to token")
 
 
 def check_images(samples: list[Sample]) -> None:

@@ -58,16 +58,16 @@ def test_predictions_are_one_a_sample_in_the_samples_order(
 def test_an_answer_is_the_models_to_the_samples_image_and_instruction(
     ask: Ask, samples: list[Sample], plainly: Plainly
 ) -> None:
-    predictions = ask(samples[:6], template="plain")
+    predictions = ask(samples[:6], instruction="plain")
     for prediction, sample in zip(predictions, samples, strict=False):
-        instruction = render_instruction(sample, training=False, template="plain")
+        instruction = render_instruction(sample, training=False, instruction="plain")
         request = Request(sample.id, "vqa", instruction, (load_image(sample.image_paths[0]),))
         assert prediction.prediction == plainly(request, 32)[1]
 
 
 def test_several_images_of_a_sample_are_all_seen(ask: Ask, samples: list[Sample], plainly: Plainly) -> None:
     paths = [samples[0].image_paths[0], samples[1].image_paths[0]]
-    [prediction] = ask([replace(samples[0], image_paths=paths)], template="plain")
+    [prediction] = ask([replace(samples[0], image_paths=paths)], instruction="plain")
     images = tuple(load_image(path) for path in paths)
     assert prediction.prediction == plainly(Request("", "vqa", samples[0].instruction, images), 32)[1]
 
@@ -91,8 +91,8 @@ def test_no_record_holds_a_path_of_this_machine(
 
 
 def test_the_prompt_is_told_by_its_fingerprint(ask: Ask, samples: list[Sample]) -> None:
-    plain = ask(samples[:4], out="plain.jsonl", template="plain")
-    short = ask(samples[:4], out="short.jsonl", template="short_answer")
+    plain = ask(samples[:4], out="plain.jsonl", instruction="plain")
+    short = ask(samples[:4], out="short.jsonl", instruction="short_answer")
     fingerprints = {p.prompt_sha256 for p in plain + short}
     assert len(fingerprints) == len({(s.instruction, t) for s in samples[:4] for t in ("plain", "short")})
 
@@ -147,7 +147,7 @@ def test_answers_of_an_interrupted_run_in_other_words_or_by_another_model_are_as
     ask: Ask, samples: list[Sample], loaded: Loaded, generated: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for before, now in (
-        ({"template": "plain"}, {"template": "short_answer"}),
+        ({"instruction": "plain"}, {"instruction": "short_answer"}),
         ({"control": "blank_image"}, {"control": ""}),
     ):
         out = f"{now}.jsonl"
@@ -173,7 +173,7 @@ def test_a_finished_file_is_left_as_it_is_and_nothing_is_asked(
 
 
 @pytest.mark.parametrize(
-    "change", ["adapter", "base", "control", "template", "fewer samples", "other order", "other question"]
+    "change", ["adapter", "base", "control", "instruction", "fewer samples", "other order", "other question"]
 )
 def test_a_finished_file_of_something_else_is_refused_and_kept(
     ask: Ask,
@@ -184,19 +184,19 @@ def test_a_finished_file_of_something_else_is_refused_and_kept(
     tmp_path: Path,
     change: str,
 ) -> None:
-    ask(samples[:4], template="plain")
+    ask(samples[:4], instruction="plain")
     out = tmp_path / "predictions.jsonl"
     before = out.read_bytes()
     folder: Path = adapter_folder
-    asked, options = samples[:4], {"template": "plain", "control": ""}
+    asked, options = samples[:4], {"instruction": "plain", "control": ""}
     if change == "adapter":
         folder = make_adapter(tmp_path / "elsewhere" / adapter_folder.name, 2)
     elif change == "base":
         folder = base_folder
     elif change == "control":
         options["control"] = "blank_image"
-    elif change == "template":
-        options["template"] = "short_answer"
+    elif change == "instruction":
+        options["instruction"] = "short_answer"
     elif change == "fewer samples":
         asked = samples[:3]
     elif change == "other order":
@@ -256,7 +256,7 @@ def test_the_blank_image_control_takes_the_place_of_every_image(
     ask: Ask, samples: list[Sample], loaded: Loaded, plainly: Plainly
 ) -> None:
     path = samples[0].image_paths[0]
-    [prediction] = ask([replace(samples[0], image_paths=[path, path])], control="blank_image", template="plain")
+    [prediction] = ask([replace(samples[0], image_paths=[path, path])], control="blank_image", instruction="plain")
     blank = blank_image(loaded[1])
     assert prediction.prediction == plainly(Request("", "vqa", samples[0].instruction, (blank, blank)), 32)[1]
 

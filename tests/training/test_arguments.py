@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -10,9 +11,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from transformers import get_scheduler
 from trl import SFTConfig
 
 from pefomed_recipes.errors import ConfigError
@@ -24,20 +23,28 @@ from pefomed_recipes.training.arguments import (
     parse_arguments,
     resolved,
 )
+from pefomed_recipes.training.schedule import rates
 
 RunPython = Callable[..., CompletedProcess[str]]
 
 PACKAGED = sorted(str(path.relative_to(configs_folder()).with_suffix("")) for path in configs_folder().rglob("*.yaml"))
 # Source: the table "Training" and the rows "LoRA" and "max text" of the paper's released code.
 LORA = {"lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.05}
-COMMON = {"weight_decay": 0.05, "seed": 42, "max_length": 1024, "gradient_checkpointing": True, **LORA}
+COMMON = {"weight_decay": 0.05, "seed": 42, "max_length": 1024, "gradient_checkpointing": True, "template": "paper"}
+VQA = {"task": "vqa", "max_steps": 50 * 100, "warmup_steps": 100, "learning_rate": 1e-5, "instruction": "mixed"}
+VQA |= {"test_instruction": "short_answer", **COMMON, **LORA}
+REPORT = {"task": "report", "max_steps": 4 * 100, "warmup_steps": 100, "learning_rate": 3e-5, **COMMON, **LORA}
 PAPER: dict[str, dict[str, Any]] = {
-    "stage1/paper": {"task": "caption", "max_steps": 5 * 1000, "warmup_steps": 1000, "learning_rate": 1e-5, **COMMON},
-    "stage2/paper_vqa": {"task": "vqa", "max_steps": 50 * 100, "warmup_steps": 100, "learning_rate": 1e-5, **COMMON},
-    "stage2/paper_report": {"task": "report", "max_steps": 4 * 100, "warmup_steps": 100, "learning_rate": 3e-5}
-    | COMMON,
+    "stage1/paper": {"task": "caption", "max_steps": 5 * 1000, "warmup_steps": 1000, "learning_rate": 1e-5}
+    | {"mixture": {"clef_caption": 60, "roco": 60, "medicat": 20, "mimic_cxr": 60}, **COMMON, **LORA},
+    "stage2/vqa_rad": VQA,
+    "stage2/slake": VQA,
+    "stage2/path_vqa": VQA,
+    "stage2/iu_xray": REPORT,
 }
-LOWEST_RATE = {"stage1/paper": 1e-6, "stage2/paper_vqa": 1e-6, "stage2/paper_report": 1e-5}
+STEPS_PER_EPOCH = {name: 1000 if name == "stage1/paper" else 100 for name in PAPER}
+LOWEST_RATE = {name: 1e-5 if name == "stage2/iu_xray" else 1e-6 for name in PAPER}
+FIRST_RATE = 1e-6
 
 
 def parse(*arguments: str, **defaults: Any) -> dict[str, Any]:
@@ -59,7 +66,7 @@ def config_file(tmp_path: Path) -> Callable[[str], str]:
 
 
 def test_there_are_configs_for_both_stages_of_paper_and_quickstart() -> None:
-    assert {"stage1/paper", "stage1/phantoms", "stage2/paper_vqa", "stage2/phantoms_vqa"} <= set(PACKAGED)
+    assert {*PAPER, "stage1/phantoms", "stage2/phantoms_vqa"} <= set(PACKAGED)
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -73,37 +80,63 @@ def test_every_value_of_a_packaged_config_reaches_the_run(name: str) -> None:
 def test_paper_configs_hold_the_papers_values(name: str) -> None:
     settings = parse(f"--config={name}")
     assert {key: settings[key] for key in PAPER[name]} == PAPER[name]
-    # the released code trains stage 1 with 100 samples a step on 4 GPUs, and its stage 2 files say 1
-    assert settings["per_device_train_batch_size"] * (4 if name == "stage1/paper" else 1) == (
-        100 if name == "stage1/paper" else 1
-    )
+    # a process of the released code takes 100 samples a step in stage 1, and 1 in stage 2, where one is a row
+    batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    assert batch == (100 if name == "stage1/paper" else 1)
+    assert name == "stage1/paper" or settings["max_questions_per_image"] == 1
+
+
+def rate_by_hand(name: str, step: int) -> float:
+    """The released code's rate, from the numbers of its table: a straight line, then a cosine in steps of an epoch."""
+    peak, lowest = PAPER[name]["learning_rate"], LOWEST_RATE[name]
+    warmup, epoch, steps = PAPER[name]["warmup_steps"], STEPS_PER_EPOCH[name], PAPER[name]["max_steps"]
+    if step < warmup:
+        return FIRST_RATE + (peak - FIRST_RATE) / warmup * step
+    share = (step // epoch) * epoch / steps
+    return peak * math.cos(math.pi * share / 2) ** 2 + lowest * math.sin(math.pi * share / 2) ** 2
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_papers_rate_warms_up_to_its_peak_and_falls_along_a_cosine_to_its_minimum(name: str) -> None:
+def test_every_step_has_the_released_codes_learning_rate(name: str) -> None:
     _, config = parse_arguments([f"--config={name}"], {}, "test")
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
-    warmup, steps = config.get_warmup_steps(config.max_steps), config.max_steps
-    scheduler = get_scheduler(config.lr_scheduler_type, optimizer, warmup, steps, config.lr_scheduler_kwargs)
-    rates = []
-    for _ in range(steps + 1):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    peak, lowest = PAPER[name]["learning_rate"], LOWEST_RATE[name]
-    assert rates[warmup] == max(rates) == pytest.approx(peak)
-    assert rates[warmup // 2] == pytest.approx(peak / 2)
-    assert rates[(warmup + steps) // 2] == pytest.approx((peak + lowest) / 2)
-    assert rates[steps] == pytest.approx(lowest)
+    steps, warmup, peak = config.max_steps, PAPER[name]["warmup_steps"], PAPER[name]["learning_rate"]
+    found = rates(config, steps)
+    assert found == pytest.approx([rate_by_hand(name, step) for step in range(steps)], rel=1e-9)
+    # the points that matter, as numbers
+    epochs = steps // STEPS_PER_EPOCH[name]
+    assert found[0] == pytest.approx(1e-6)
+    assert found[warmup // 2] == pytest.approx((peak + 1e-6) / 2)
+    assert found[warmup - 1] < peak and found[warmup - 1] == pytest.approx(peak, rel=0.01)
+    assert found[warmup] == pytest.approx({5: 9.140576e-6, 50: 9.991120e-6, 4: 2.707107e-5}[epochs], rel=1e-6)
+    assert found[steps // 2] == pytest.approx({5: 6.890576e-6, 50: 5.5e-6, 4: 2e-5}[epochs], rel=1e-6)
+    assert found[-1] == pytest.approx({5: 1.859424e-6, 50: 1.008880e-6, 4: 1.292893e-5}[epochs], rel=1e-6)
+
+
+def test_other_schedules_are_transformers_own() -> None:
+    _, config = parse_arguments(["--warmup_steps=10", "--learning_rate=0.5"], {}, "test")
+    found = rates(config, 100)
+    assert found[0] == 0 and max(found) == found[10] == pytest.approx(0.5)
+    assert found[55] == pytest.approx((0.5 + 1e-6) / 2) and found[-1] < 1e-3
+
+
+def test_a_released_schedule_without_one_of_its_values_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must have exactly min_lr, steps_per_epoch, warmup_start_lr"):
+        parse('--lr_scheduler_kwargs={"min_lr": 1e-6, "warmup_start_lr": 1e-6}')
+
+
+@pytest.mark.parametrize("text", ["[1]", "{}", "many", '{"a": 0}', '{"a": -1}', '{"a": "x"}', '{"a": true, "b": 1}'])
+@pytest.mark.parametrize("source", ["config", "option"])
+def test_a_mixture_that_is_none_is_refused(config_file: Callable[[str], str], source: str, text: str) -> None:
+    with pytest.raises(ConfigError, match="mixture must name folders and their weights"):
+        parse(config_file(f"mixture: {text}\n") if source == "config" else f"--mixture={text}")
 
 
 def test_the_defaults_without_a_config_are_the_papers() -> None:
     settings = {**vars(RecipeArguments()), **vars(StageConfig())}
-    expected = PAPER["stage2/paper_vqa"] | {"lr_scheduler_kwargs": {"min_lr": 1e-6}}
-    del expected["max_steps"], expected["gradient_checkpointing"]
+    expected = PAPER["stage2/vqa_rad"] | {"lr_scheduler_kwargs": {"min_lr": 1e-6}}
+    del expected["max_steps"], expected["gradient_checkpointing"], expected["template"]
     assert {key: settings[key] for key in expected} == expected
-    assert settings["template"] == "mixed"
-    assert settings["test_template"] == "short_answer"
+    assert settings["template"] is None  # the base's, which is the paper's
 
 
 def test_nothing_is_reported_anywhere_by_default() -> None:
@@ -199,6 +232,7 @@ def test_a_config_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, con
         ("max_steps", "[1, 2]"),
         ("task", "vqaa"),
         ("template", "longest"),
+        ("instruction", "longest"),
         ("eval_strategy", "sometimes"),
     ],
 )

@@ -148,6 +148,30 @@ def test_samples_that_are_too_long_are_named_and_nothing_is_cut(processor: PeFoM
     assert sum(len(row["sample_ids"]) for row in pack(processor, samples, max_length=length)) == 3
 
 
+def test_rows_to_train_on_have_the_form_for_training() -> None:
+    processor = build_processor()
+    processor.set_template("released")
+    samples = [Sample("1", "vqa", ["0.png"], "Is there a mass?", ["A mass: 2.5 cm."])]
+    texts = [
+        processor.tokenizer.decode(
+            pack_samples(
+                samples,
+                processor,
+                lambda sample: sample.instruction,
+                max_length=512,
+                max_questions_per_image=1,
+                seed=0,
+                training=training,
+            )[0]["input_ids"]
+        ).replace("<ImageHere>", "@")
+        for training in (True, False)
+    ]
+    assert texts == [
+        "<s>[INST] <img>@@@@</img> [vqa] is there a mass? [/INST] a mass 2 5 cm</s>",
+        "<s><s>[INST] <Img>@@@@</Img> [vqa] is there a mass? [/INST] A mass: 2.5 cm.</s>",
+    ]
+
+
 def test_an_empty_dataset_is_refused(processor: PeFoMedProcessor) -> None:
     with pytest.raises(PeFoMedError, match="dataset is empty"):
         pack(processor, [])
