@@ -27,7 +27,8 @@ class Sample:
     request for a `caption` or `report` ("" lets the task's default request stand). `answers` holds one or more
     references; training supervises the first. `answer_type` is `OPEN`, `CLOSED` or "" (unknown), and
     `answer_type_derived` says that it was worked out from the answer because the data does not state it.
-    `question_types` uses VQA-RAD's codes. The group ids say which samples share an image, study or patient: intervals and splits need it.
+    `question_types` uses VQA-RAD's codes. The group ids say which samples share an image, study or patient: intervals
+    and splits need it.
     """
 
     id: str

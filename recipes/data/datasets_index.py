@@ -13,8 +13,24 @@ from typing import Literal
 
 from ..errors import ConfigError, did_you_mean
 from ..records import TASKS, Sample
-from .jsonl import keep_task, read_jsonl_samples
+from .clef_caption import SOURCE as CLEF_CAPTION
+from .csv_form import SOURCE as CSV
+from .grouping import connected, group_keys
+from .image_folder import SOURCE as IMAGE_FOLDER
+from .iu_xray import SOURCE as IU_XRAY
+from .jsonl import keep_task, stream_jsonl_samples
+from .medicat import SOURCE as MEDICAT
+from .mimic_cxr import SOURCE as MIMIC_CXR
+from .mimic_diff_vqa import SOURCE as MIMIC_DIFF_VQA
+from .ms_cxr import SOURCE as MS_CXR
+from .path_vqa import SOURCE as PATH_VQA
+from .pmc_vqa import SOURCE as PMC_VQA
+from .prepared import SOURCE as PREPARED
 from .reading import MAX_LISTED_PROBLEMS, DatasetError, Layout, MissingSplitError, Source, canonical_split
+from .roco import SOURCE as ROCO
+from .rocov2 import SOURCE as ROCOV2
+from .slake import SOURCE as SLAKE
+from .vqa_rad import SOURCE as VQA_RAD
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +38,7 @@ logger = logging.getLogger(__name__)
 JSONL = Layout(
     name="jsonl",
     recognises=lambda root: True,
-    read=lambda root, split: iter(read_jsonl_samples(root, split)),
+    read=stream_jsonl_samples,
     expected="train.jsonl, one JSON object a line, and the images that it names",
 )
 SOURCES = {
@@ -30,6 +46,21 @@ SOURCES = {
     for source in (
         Source("jsonl", "a folder of JSON lines", TASKS, "", (JSONL,)),
         Source("phantoms", "phantoms", TASKS, "CC0-1.0", (JSONL,)),
+        PREPARED,
+        CSV,
+        IMAGE_FOLDER,
+        VQA_RAD,
+        SLAKE,
+        PATH_VQA,
+        PMC_VQA,
+        MIMIC_DIFF_VQA,
+        ROCO,
+        ROCOV2,
+        CLEF_CAPTION,
+        MEDICAT,
+        MIMIC_CXR,
+        IU_XRAY,
+        MS_CXR,
     )
 }
 # One fixed seed, whatever the run's: training and validation must agree on who is held out.
@@ -54,7 +85,8 @@ def load_samples(
         dataset: slug of the dataset, one of `SOURCES`.
         data_root: the dataset's folder, in any of the dataset's layouts.
         split: `train`, `validation` or `test`.
-        task: keep the samples of this task only; all without.
+        task: keep the samples of this task only; all without. For `caption`, reports count where there is nothing
+            else.
         language: keep the samples in this language only, or `all`; must be said where a dataset mixes languages.
         on_missing: what to do about samples whose image file is not there: list them and stop, or leave them out and
             say how many.
@@ -69,7 +101,7 @@ def load_samples(
         return present(stream_samples(dataset, data_root, split, language=language), data_root, on_missing)
 
     if split == "test":
-        return keep_task(read(split), task, data_root, split)
+        return keep_task(_captions_from_reports(read(split), task), task, data_root, split)
     try:
         samples = read("validation")
     except MissingSplitError:
@@ -82,7 +114,17 @@ def load_samples(
         samples = kept if split == "train" else [replace(sample, split=split) for sample in held_out]
     else:
         samples = samples if split == "validation" else read(split)
-    return keep_task(samples, task, data_root, split)
+    return keep_task(_captions_from_reports(samples, task), task, data_root, split)
+
+
+def _captions_from_reports(samples: list[Sample], task: str | None) -> list[Sample]:
+    """Return reports as captions where captions are asked for and a data set has reports only.
+
+    Source: the paper's stage 1, in which MIMIC-CXR's reports are captions.
+    """
+    if task != "caption" or any(sample.task != "report" for sample in samples):
+        return samples
+    return [replace(sample, task=task) for sample in samples]
 
 
 def find_source(dataset: str) -> Source:
@@ -123,7 +165,7 @@ def stream_samples(
                 split=sample.split or split,
                 source=sample.source or source.slug,
                 licence=sample.licence or source.licence,
-                credentialed=source.credentialed,
+                credentialed=sample.credentialed or source.credentialed,
             )
 
 
@@ -176,20 +218,7 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[S
     Raises:
         DatasetError: all samples belong to one group.
     """
-    parents: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def find(key: tuple[str, str]) -> tuple[str, str]:
-        parents.setdefault(key, key)
-        while parents[key] != key:
-            parents[key] = parents[parents[key]]
-            key = parents[key]
-        return key
-
-    for sample in samples:
-        first, *others = _group_keys(sample)
-        for other in others:
-            parents[find(other)] = find(first)
-    roots = [find(_group_keys(sample)[0]) for sample in samples]
+    roots = connected(group_keys(sample) for sample in samples)
     # A group is ranked by its smallest image id: unlike the paths, it names no machine.
     names: dict[tuple[str, str], str] = {}
     for sample, group in zip(samples, roots, strict=True):
@@ -205,9 +234,3 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[S
     kept = [sample for sample, group in zip(samples, roots, strict=True) if group not in chosen]
     held_out = [sample for sample, group in zip(samples, roots, strict=True) if group in chosen]
     return kept, held_out
-
-
-def _group_keys(sample: Sample) -> list[tuple[str, str]]:
-    keys = [("path", path) for path in sample.image_paths]
-    labels = (("image", sample.image_id), ("study", sample.study_id), ("patient", sample.patient_id))
-    return keys + [label for label in labels if label[1]] or [("sample", sample.id)]

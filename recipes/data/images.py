@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import zlib
 from pathlib import Path
+from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,10 +18,15 @@ from ..errors import PeFoMedError
 
 # The decoders that may touch a file: each further one is attack surface (PostScript starts a program).
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
+DICOM, NIFTI = "DICOM", "NIfTI"
 MAX_PIXELS = 2**26  # 8192 x 8192: above any radiograph, and some 200 MB as RGB
 PERCENTILES = (0.5, 99.5)
 MID_GREY = 128
 
+_LIBRARIES = {DICOM: "pydicom", NIFTI: "nibabel"}
+_ENDINGS = {DICOM: (".dcm", ".dicom", ".ima"), NIFTI: (".nii", ".nii.gz")}
+# How a picture is chosen from a file that holds several.
+_OPTIONS = {DICOM: ("frame", "window"), NIFTI: ("plane", "slice", "window")}
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _HEAD_BYTES = 4096
 _STRIP_ROWS = 256
@@ -39,13 +47,22 @@ _OTHER_FILES = (
     (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 file"),
     (b"version https://git-lfs", "a Git LFS pointer (`git lfs pull` fetches the image)"),
 )
+_UNKNOWN = "an unknown kind of file"
 
 
 class ImageError(PeFoMedError):
     """An image that cannot be used: missing, damaged, too large or of a kind that is not read."""
 
 
-def load_image(source: str | os.PathLike[str] | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    frame: int | None = None,
+    plane: str | None = None,
+    slice_index: int | None = None,
+    window: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
     """Return the image as it should be seen: mode RGB, 8 bit, upright, without metadata.
 
     The first frame of animations and stacks counts. EXIF orientation is applied. Greyscale of more than 8 bits (16-bit
@@ -53,35 +70,43 @@ def load_image(source: str | os.PathLike[str] | bytes, *, max_pixels: int = MAX_
     [`rescale_to_8_bit`]. Transparent pixels are laid over black, the background of radiological images: a white margin
     would be the brightest thing in the picture. An alpha channel that hides everything is dropped.
 
+    Of DICOM files one frame is shown as it is stored; of NIfTI volumes one slice in the radiological convention, with
+    the patient's right on the picture's left. Of their tags, none but those that pixels need is read.
+
     Args:
-        source: path of a PNG, JPEG, TIFF, BMP, WebP or GIF file, or the bytes of one.
+        source: path of a PNG, JPEG, TIFF, BMP, WebP, GIF, DICOM or NIfTI file, the bytes of one, or
+            `/folder/file.parquet#ROW` for an image in a Parquet file.
+        frame: of a DICOM file, counted from 0; the middle one by default.
+        plane: of a NIfTI volume: axial (the default), coronal or sagittal.
+        slice_index: of a NIfTI volume, from 0 at the most inferior, posterior or left; the middle one by default.
+        window: brain, lung, bone or soft (in Hounsfield units: CT only), full (minimum to maximum) or `CENTER/WIDTH`.
+            By default, what a DICOM file asks for, else percentiles.
         max_pixels: largest accepted width x height, checked on the declared size before anything is decoded. Pillow
             itself refuses more than twice its `Image.MAX_IMAGE_PIXELS` (179 million pixels).
 
     Raises:
-        ImageError: the file is missing, empty, truncated, too large or no such image. The text names the file, says
-            what was found and what was expected, and never repeats metadata.
+        ConfigError: the plane or window is unknown.
+        ImageError: the file is missing, empty, truncated, too large or no such image, or has no such frame or slice.
+            The text names the file, says what was found and what was expected, and never repeats metadata.
     """
-    name = "image given as bytes" if isinstance(source, bytes) else os.fspath(source)
-    head = source[:_HEAD_BYTES] if isinstance(source, bytes) else _read_head(Path(source), name)
-    if not head:
-        raise ImageError(f"{name}: the file is empty (0 bytes); expected an image ({_accepted()})")
-    _refuse_medical_volume(head, name)
+    name, source, head = _looked_at(source)
+    kind = _medical_kind(head, name)
+    given = {"frame": frame, "plane": plane, "slice": slice_index, "window": window}
+    for option, value in given.items():
+        if value is not None and option not in _OPTIONS.get(kind, ()):
+            kinds = " and ".join(other for other, options in _OPTIONS.items() if option in options)
+            raise ImageError(f"{name}: only {kinds} files have a {option} to choose; leave it out for this one")
     try:
-        # A name is opened here, not by Pillow, so that a decoder never sees more than the stream.
-        with (
-            io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream,
-            Image.open(stream, formats=FORMATS) as image,
-        ):
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError(
-                    f"{name}: declares {width} x {height} pixels, expected at most {max_pixels:,}; "
-                    "scale it down or cut it into tiles"
+        # A name is opened here, not by a decoder, so that none sees more than the stream.
+        with _opened(source) as stream:
+            if kind == DICOM:
+                return _reader(kind, name).load_dicom(stream, name, frame=frame, window=window, max_pixels=max_pixels)
+            if kind == NIFTI:
+                return _reader(kind, name).load_nifti(
+                    stream, name, plane=plane, slice_index=slice_index, window=window, max_pixels=max_pixels
                 )
-            image.load()
-            return _to_rgb(image, name)
-    except ImageError:
+            return _load_picture(stream, name, max_pixels)
+    except PeFoMedError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(
@@ -89,7 +114,7 @@ def load_image(source: str | os.PathLike[str] | bytes, *, max_pixels: int = MAX_
             "scale it down or cut it into tiles"
         ) from None
     except UnidentifiedImageError:
-        raise ImageError(f"{name}: {_describe(head, name)}; expected an image ({_accepted()})") from None
+        raise ImageError(f"{name}: {_describe(head)}; expected an image ({_accepted()})") from None
     except MemoryError:
         raise ImageError(f"{name}: not enough memory to decode it; scale it down") from None
     except Exception as error:
@@ -97,9 +122,44 @@ def load_image(source: str | os.PathLike[str] | bytes, *, max_pixels: int = MAX_
         # quote the file, so only the kind is told.
         damage = "is truncated" if "truncated" in str(error).lower() else f"cannot be decoded ({type(error).__name__})"
         raise ImageError(
-            f"{name}: the {_format_of(head) or 'image'} data {damage}; expected a whole image ({_accepted()}): "
-            "copy it again or export it as PNG"
+            f"{name}: the {kind or _format_of(head) or 'image'} data {damage}; expected a whole image "
+            f"({_accepted()}): copy it again or export it as PNG"
         ) from None
+
+
+def burned_in_risk(path: str | os.PathLike[str]) -> bool:
+    """Whether text, such as a patient's name, may be part of a DICOM file's pixels; False for other files.
+
+    True where the file says so (BurnedInAnnotation), and where an ultrasound image, a secondary capture or a
+    screenshot does not deny it.
+
+    Raises:
+        ImageError: the file is missing, its header cannot be read, or `pefomed[dicom]` is not installed.
+    """
+    name, source, head = _looked_at(path)
+    if _medical_kind(head, name) != DICOM:
+        return False
+    reader = _reader(DICOM, name)
+    try:
+        with _opened(source) as stream:
+            return reader.is_likely_written_on(stream, name)
+    except PeFoMedError:
+        raise
+    except Exception as error:  # its text may quote the file
+        raise ImageError(f"{name}: the DICOM header cannot be read ({type(error).__name__}); copy it again") from None
+
+
+def checked_index(chosen: int | None, count: int, name: str, what: str) -> int:
+    """Return the chosen number of a frame or slice, or the middle one.
+
+    Raises:
+        ImageError: there is none of that number.
+    """
+    if chosen is None:
+        return count // 2
+    if not 0 <= chosen < count:
+        raise ImageError(f"{name}: no {what} {chosen}; there are {count}, counted from 0")
+    return chosen
 
 
 def rescale_to_8_bit(pixels: np.ndarray) -> np.ndarray:
@@ -128,6 +188,19 @@ def rescale_to_8_bit(pixels: np.ndarray) -> np.ndarray:
         strip = np.nan_to_num(pixels[top : top + _STRIP_ROWS].astype(np.float64), nan=low, posinf=high, neginf=low)
         scaled[top : top + _STRIP_ROWS] = np.rint((np.clip(strip, low, high) - low) * (255.0 / (high - low)))
     return scaled
+
+
+def _load_picture(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+    """Return what one of Pillow's decoders makes of the stream."""
+    with Image.open(stream, formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError(
+                f"{name}: declares {width} x {height} pixels, expected at most {max_pixels:,}; "
+                "scale it down or cut it into tiles"
+            )
+        image.load()
+        return _to_rgb(image, name)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -160,6 +233,27 @@ def _over_black(image: Image.Image) -> Image.Image:
     return Image.composite(colours, Image.new("RGB", image.size), alpha)
 
 
+def _looked_at(
+    source: str | os.PathLike[str] | bytes,
+) -> tuple[str, str | os.PathLike[str] | bytes, bytes]:
+    """Return what errors call an image, the path or bytes that hold it, and its first bytes.
+
+    Raises:
+        ImageError: it is missing, cannot be read or is empty.
+    """
+    name = "image given as bytes" if isinstance(source, bytes) else os.fspath(source)
+    if not isinstance(source, bytes) and ".parquet#" in name:
+        source = _from_parquet(name)
+    head = source[:_HEAD_BYTES] if isinstance(source, bytes) else _read_head(Path(source), name)
+    if not head:
+        raise ImageError(f"{name}: the file is empty (0 bytes); expected an image ({_accepted()})")
+    return name, source, head
+
+
+def _opened(source: str | os.PathLike[str] | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+
+
 def _read_head(path: Path, name: str) -> bytes:
     """Return the first bytes of a file.
 
@@ -176,8 +270,21 @@ def _read_head(path: Path, name: str) -> bytes:
         raise ImageError(f"{name}: the file cannot be read ({error.strerror}); check its permissions") from None
 
 
-def _refuse_medical_volume(head: bytes, name: str) -> None:
-    """Raise for DICOM and NIfTI content. A DICOM file may begin like a TIFF file, so this comes before decoding."""
+def _from_parquet(reference: str) -> bytes:
+    """Return the bytes of an image in a Parquet file."""
+    from .parquet_images import read_parquet_image
+
+    try:
+        return read_parquet_image(reference)
+    except PeFoMedError as error:
+        raise ImageError(str(error)) from None
+
+
+def _medical_kind(head: bytes, name: str) -> str:
+    """Return `DICOM` or `NIfTI` by content, by name where the content is of no other known kind, else "".
+
+    A DICOM file may begin like a TIFF file, so this comes before decoding.
+    """
     content = head
     if head.startswith(b"\x1f\x8b"):
         try:
@@ -185,20 +292,28 @@ def _refuse_medical_volume(head: bytes, name: str) -> None:
         except zlib.error:
             content = b""
     if head[128:132] == b"DICM":
-        found = "DICOM"
-    elif content[344:348] in (b"n+1\x00", b"ni1\x00") or content[4:8] in (b"n+2\x00", b"ni2\x00"):
-        found = "NIfTI"
-    else:
-        return
-    raise ImageError(f"{name}: {_volume_text(found)}; expected an image ({_accepted()})")
+        return DICOM
+    if content[344:348] in (b"n+1\x00", b"ni1\x00") or content[4:8] in (b"n+2\x00", b"ni2\x00"):
+        return NIFTI
+    if _describe(head) == _UNKNOWN:
+        return next((kind for kind, endings in _ENDINGS.items() if name.lower().endswith(endings)), "")
+    return ""
 
 
-def _volume_text(kind: str) -> str:
-    return f"{kind} file: {kind} is not read yet; convert it to PNG first"
+def _reader(kind: str, name: str) -> ModuleType:
+    """Return the module that reads DICOM or NIfTI; imported late, since its library is an extra."""
+    try:
+        return importlib.import_module(f".{kind.lower()}", __package__)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != _LIBRARIES[kind]:
+            raise
+        raise ImageError(
+            f"{name}: a {kind} file, which takes an extra to read: pip install 'pefomed[{kind.lower()}]'"
+        ) from None
 
 
-def _describe(head: bytes, name: str) -> str:
-    """Say what kind of file this is, in words for an error; from its first bytes, else from its name."""
+def _describe(head: bytes) -> str:
+    """Say what kind of file this is, in words for an error, from its first bytes."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "an HTML page, so the download failed"
@@ -209,11 +324,7 @@ def _describe(head: bytes, name: str) -> str:
             return kind
     if _format_of(head):
         return f"damaged or truncated {_format_of(head)} data"
-    if name.lower().endswith((".dcm", ".dicom", ".ima")):
-        return _volume_text("DICOM")
-    if name.lower().endswith((".nii", ".nii.gz")):
-        return _volume_text("NIfTI")
-    return "an unknown kind of file"
+    return _UNKNOWN
 
 
 def _format_of(head: bytes) -> str:
@@ -222,4 +333,4 @@ def _format_of(head: bytes) -> str:
 
 
 def _accepted() -> str:
-    return ", ".join(FORMATS[:-1]) + " or " + FORMATS[-1]
+    return ", ".join(FORMATS) + f", {DICOM} or {NIFTI}"

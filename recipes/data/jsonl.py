@@ -11,7 +11,9 @@ One JSON object a line: `image` (a path, or a list of paths), and one of `questi
 
 `answer`, `caption` and `report` may be lists of references; an answer may be a number. Optional: `id`, `answer_type`,
 `question_type`, `organ`, `modality`, `image_id`, `study_id`, `patient_id`, `language`, `split`, and `instruction` (the
-request, for a caption or report). Errors name files, lines and keys, and never repeat what an answer or report says.
+request, for a caption or report); for rows of another data set `source`, `licence`, `credentialed` (true: never to be
+sent away or published) and `answer_type_derived`. Errors name files, lines and keys, and never repeat what an answer
+or report says.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, PeFoMedError, did_you_mean
 from ..records import TASKS, Sample
+from .ids import Ids
 from .instructions import format_box
 from .reading import (
     SPLIT_SPELLINGS,
@@ -42,18 +46,17 @@ if TYPE_CHECKING:
 # Which keys a line of each task must have: the text given, then the text wanted.
 TASK_KEYS = {"vqa": ("question", "answer"), "caption": ("caption",), "report": ("report",), "refer": ("phrase", "box")}
 LABEL_KEYS = ("organ", "modality", "image_id", "study_id", "patient_id")
+# Of rows that come from another data set: where from, under which terms, and whether its answer type was derived.
+ORIGIN_KEYS = ("source", "licence", "credentialed", "answer_type_derived")
 KNOWN_KEYS = (
     *("image", *(key for keys in TASK_KEYS.values() for key in keys)),
-    *("id", "instruction", "answer_type", "question_type", "language", "split", *LABEL_KEYS),
+    *("id", "instruction", "answer_type", "question_type", "language", "split", *LABEL_KEYS, *ORIGIN_KEYS),
 )
+_HEAD_BYTES = 4096
 
 
 def read_jsonl_samples(root: str | os.PathLike[str], split: str, task: str | None = None) -> list[Sample]:
-    """Return the samples of ROOT/{split}.jsonl; whether the images are there is not looked at.
-
-    `validation` may be spelt `val`, `valid` or `validate`. A folder with a single JSONL file of another name is read
-    as all splits in one: each line's `split` key says which, `train` where there is none. Image paths are resolved
-    against the folder and stay inside it (by name: a link in the folder may lead anywhere); they come back absolute.
+    """Return the samples of ROOT/{split}.jsonl, see [`stream_jsonl_samples`].
 
     Args:
         root: the dataset's folder.
@@ -65,29 +68,68 @@ def read_jsonl_samples(root: str | os.PathLike[str], split: str, task: str | Non
         MissingSplitError: there is no such split in the folder.
         DatasetError: the folder is missing, or lines have problems: all of them, the first 20 listed.
     """
+    return keep_task(list(stream_jsonl_samples(root, split)), task, root, split)
+
+
+def stream_jsonl_samples(root: str | os.PathLike[str], split: str) -> Iterator[Sample]:
+    """Yield the samples of ROOT/{split}.jsonl one by one; whether the images are there is not looked at.
+
+    `validation` may be spelt `val`, `valid` or `validate`. A folder with a single JSONL file of another name is read
+    as all splits in one: each line's `split` key says which, `train` where there is none. Image paths are resolved
+    against the folder and stay inside it (by name: a link in the folder may lead anywhere); they come back absolute.
+
+    Raises:
+        ConfigError, MissingSplitError, DatasetError: as [`read_jsonl_samples`]; problems of lines at the file's end.
+    """
     root, split = Path(os.path.abspath(root)), canonical_split(split)
-    path, is_shared = _split_file(root, split)
+    path, is_shared = split_file(root, split, "jsonl")
     problems = Problems(path, "line")
-    rows = _parse_lines(path, problems)
-    if is_shared:
-        if not problems.found and not any(_split_of(row) in (split, None) for _, row in rows):
-            raise MissingSplitError(f'{path}: no line has "split": "{split}"; expected some, or {split}.jsonl')
-        rows = [(number, row) for number, row in rows if _split_of(row) in (split, None)]
-    samples: list[Sample] = []
-    first_use: dict[str, int] = {}
+    yield from row_samples(parse_lines(path, problems), root, split, problems, is_shared=is_shared)
+
+
+def row_samples(
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    root: Path,
+    split: str,
+    problems: Problems,
+    *,
+    is_shared: bool,
+    id_prefix: str = "",
+) -> Iterator[Sample]:
+    """Yield the samples of rows with the keys above, whatever kind of file they come from.
+
+    Args:
+        rows: (line number, row) of one file.
+        root: the folder that images are named from, and may not leave.
+        split: `train`, `validation` or `test`.
+        problems: of the file; those of rows are added and, at the end, raised.
+        is_shared: the file holds other splits too, told apart by the rows' `split`.
+        id_prefix: goes before the line number in the id of a row that names none; the split without.
+
+    Raises:
+        MissingSplitError: a shared file has no row of the split.
+        DatasetError: rows have problems, or there is none.
+    """
+    ids, count = Ids(), 0
     for number, row in rows:
+        if is_shared and _split_of(row) not in (split, None):
+            continue
+        count += 1
         row_problems: list[str] = []
-        sample = _to_sample(row, root, split, f"{split}-{number}", row_problems)
-        if sample.id in first_use:
-            row_problems.append(f"the id of line {first_use[sample.id]} again; ids must differ")
-        first_use.setdefault(sample.id, number)
+        sample = _to_sample(row, root, split, f"{id_prefix or split}-{number}", row_problems)
+        ids.add(sample.id, number)
         for text in row_problems:
             problems.add(number, text)
-        samples.append(sample)
+        if not row_problems:
+            yield sample
+    ids.note_repeats(problems)
     problems.raise_if_any()
-    if not samples:
-        raise DatasetError(f"{path}: the file is empty; expected one JSON object a line")
-    return keep_task(samples, task, root, split)
+    if not count and is_shared:
+        raise MissingSplitError(
+            f'{problems.path}: no line has "split": "{split}"; expected some, or a file of its own for {split}'
+        )
+    if not count:
+        raise DatasetError(f"{problems.path}: the file is empty; expected one sample a line")
 
 
 def read_jsonl_dataset(root: str | os.PathLike[str], *, task: str | None = None, split: str) -> Dataset:
@@ -117,8 +159,13 @@ def keep_task(samples: list[Sample], task: str | None, root: str | os.PathLike[s
     return chosen
 
 
-def _split_file(root: Path, split: str) -> tuple[Path, bool]:
+def split_file(root: Path, split: str, *endings: str) -> tuple[Path, bool]:
     """Return the file that holds a split, and whether other splits share it.
+
+    Args:
+        root: the dataset's folder.
+        split: `train`, `validation` or `test`.
+        endings: of the files to consider, such as `jsonl`; the first is named in errors.
 
     Raises:
         MissingSplitError: there is none.
@@ -126,18 +173,19 @@ def _split_file(root: Path, split: str) -> tuple[Path, bool]:
     """
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
-        raise DatasetError(f"{root}: {found}; expected the dataset's folder, with {split}.jsonl in it")
-    files = sorted(root.glob("*.jsonl"))
-    named = [path for path in files if path.stem in SPLIT_SPELLINGS[split]]
+        raise DatasetError(f"{root}: {found}; expected the dataset's folder, with {split}.{endings[0]} in it")
+    names = {path: path.name.removesuffix(f".{ending}") for ending in endings for path in root.glob(f"*.{ending}")}
+    files = sorted(names)
+    named = [path for path in files if names[path] in SPLIT_SPELLINGS[split]]
     if len(named) > 1:
         raise DatasetError(f"{root}: found {' and '.join(p.name for p in named)}; expected one file for {split}")
     if named:
         return named[0], False
     every_spelling = {spelling for spellings in SPLIT_SPELLINGS.values() for spelling in spellings}
-    if len(files) == 1 and files[0].stem not in every_spelling:
+    if len(files) == 1 and names[files[0]] not in every_spelling:
         return files[0], True
-    found = ", ".join(path.name for path in files[:5]) or "no .jsonl file"
-    raise MissingSplitError(f"{root}: found {found}; expected {split}.jsonl")
+    found = ", ".join(path.name for path in files[:5]) or f"no .{endings[0]} file"
+    raise MissingSplitError(f"{root}: found {found}; expected {split}.{endings[0]}")
 
 
 def _split_of(row: dict[str, Any]) -> str | None:
@@ -146,40 +194,49 @@ def _split_of(row: dict[str, Any]) -> str | None:
     return next((split for split, spellings in SPLIT_SPELLINGS.items() if named in spellings), None)
 
 
-def _parse_lines(path: Path, problems: Problems) -> list[tuple[int, dict[str, Any]]]:
-    """Return (line number, object) of each line that is not blank; what cannot be read is noted in `problems`.
+def parse_lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of each line that is not blank; what cannot be read is noted in `problems`.
 
-    Bytes, line by line, where `records.read_jsonl` stops at the first bad line: a file's problems are told at once.
+    Where `records.read_jsonl` stops at the first bad line, a file's problems are told at once.
+
+    Raises:
+        DatasetError: the file cannot be read, is UTF-16 or holds one JSON list.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES).removeprefix(b"\xef\xbb\xbf")
+            if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise DatasetError(f"{path}: found UTF-16 text, expected UTF-8; save it again as UTF-8")
+            if head.lstrip().startswith(b"["):
+                raise DatasetError(
+                    f"{path}: found a JSON list, expected JSON lines: one object a line, no commas between them"
+                )
+            stream.seek(0)
+            for number, line in enumerate(stream, start=1):
+                row = _parse_line(line, number, problems)
+                if row is not None:
+                    yield number, row
     except OSError as error:
         raise DatasetError(f"{path}: the file cannot be read ({error.strerror}); check its permissions") from None
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DatasetError(f"{path}: found UTF-16 text, expected UTF-8; save it again as UTF-8")
-    if content.lstrip().startswith(b"["):
-        raise DatasetError(
-            f"{path}: found a JSON list, expected JSON lines: one object a line, no commas between them"
-        )
-    rows = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError:
-            problems.add(number, "not UTF-8 text; save the file as UTF-8")
-        except json.JSONDecodeError as error:
-            problems.add(number, f"not JSON ({error.msg}, column {error.colno}); expected one object a line")
-        except (ValueError, RecursionError):
-            problems.add(number, "JSON with a number too long or nested too deep to read")
-        else:
-            if isinstance(row, dict):
-                rows.append((number, row))
-            else:
-                problems.add(number, f"found a {_kind(row)}, expected a JSON object")
-    return rows
+
+
+def _parse_line(line: bytes, number: int, problems: Problems) -> dict[str, Any] | None:
+    """Return the object of a line; None for a blank one, and for one that is noted in `problems`."""
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        row = json.loads(text) if text.strip() else None
+    except UnicodeDecodeError:
+        problems.add(number, "not UTF-8 text; save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        problems.add(number, f"not JSON ({error.msg}, column {error.colno}); expected one object a line")
+    except (ValueError, RecursionError):
+        problems.add(number, "JSON with a number too long or nested too deep to read")
+    else:
+        if isinstance(row, dict):
+            return row
+        if text.strip():
+            problems.add(number, f"found a {_kind(row)}, expected a JSON object")
+    return None
 
 
 def _to_sample(row: dict[str, Any], root: Path, split: str, default_id: str, problems: list[str]) -> Sample:
@@ -212,6 +269,10 @@ def _to_sample(row: dict[str, Any], root: Path, split: str, default_id: str, pro
         study_id=labels["study_id"],
         patient_id=labels["patient_id"],
         split=split,
+        source=_text(row, "source", problems),
+        licence=_text(row, "licence", problems),
+        credentialed=_flag(row, "credentialed", problems),
+        answer_type_derived=_flag(row, "answer_type_derived", problems),
     )
 
 
@@ -300,6 +361,16 @@ def _text(row: dict[str, Any], key: str, problems: list[str], *, numbers: bool =
     except UnicodeEncodeError:
         problems.append(f"{key} holds half a character (a lone surrogate); write the text as UTF-8")
     return value.strip()
+
+
+def _flag(row: dict[str, Any], key: str, problems: list[str]) -> bool:
+    """Return whether a key is true, or the text `true`; False where it is absent or, noted in `problems`, no flag."""
+    value = row.get(key)
+    known = {"true": True, "false": False, "": False}
+    text = "" if is_absent(value) else str(value).strip().lower()
+    if text not in known or not isinstance(value, bool | str | float | None):
+        problems.append(f"{key} is neither true nor false")
+    return known.get(text, False)
 
 
 def _kind(value: Any) -> str:

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two forms in which several sets of captions are found: a prepared JSON list, and the Hub's Parquet files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..records import Sample
+from .files import (
+    ImageFinder,
+    json_of_split,
+    log_left_out,
+    peek_json,
+    read_json_rows,
+    split_in_name,
+    text_of,
+)
+from .ids import Ids
+from .parquet_images import image_column, open_parquet, parquet_reference, read_rows
+from .reading import DatasetError, MissingSplitError, Problems, canonical_split
+
+EMPTY = "with an empty caption"
+PREPARED_EXPECTED = "train.json, a list of {image, caption}, and the images that it names"
+HUB_EXPECTED = "train-*.parquet with the columns image, image_id and caption"
+
+
+def has_prepared_captions(root: Path) -> bool:
+    """Whether a folder holds a JSON list of `{"image", "caption"}`."""
+    return any(_is_prepared(peek_json(path)) for path in sorted(root.glob("*.json")))
+
+
+def read_prepared_captions(slug: str, root: Path, split: str, places: Sequence[str]) -> Iterator[Sample]:
+    """Yield the samples of a split from its JSON list; ids are `{slug}-{split}-{image}`.
+
+    Args:
+        places: where the images may lie, as for [`ImageFinder`].
+
+    Raises:
+        MissingSplitError, DatasetError: as [`Layout`] says.
+    """
+    split = canonical_split(split)
+    path = json_of_split(root, split, _is_prepared)
+    problems, left_out = Problems(path), Counter[str]()
+    ids, images = Ids(), ImageFinder(root, places)
+    for number, row in read_json_rows(path, problems):
+        name, caption = text_of(row, "image", number, problems), text_of(row, "caption", number, problems)
+        if name is None or caption is None:
+            continue
+        image = images.find_or_note(name, number, problems)
+        ids.add(name, number)
+        if not caption:
+            left_out[EMPTY] += 1
+        elif image:
+            yield Sample(f"{slug}-{split}-{name}", "caption", [image], "", [caption], image_id=images.relative(image))
+    ids.note_repeats(problems)
+    problems.raise_if_any()
+    log_left_out(path, split, left_out)
+
+
+def has_hub_captions(root: Path) -> bool:
+    """Whether a folder holds Parquet files with images and captions."""
+    files = _parquet_files(root)
+    if not files:
+        return False
+    try:
+        with open_parquet(files[0]) as parquet:
+            schema = parquet.schema_arrow
+    except DatasetError:  # damaged: told when it is read
+        return True
+    return {"image_id", "caption"} <= set(schema.names) and image_column(schema) is not None
+
+
+def read_hub_captions(root: Path, split: str) -> Iterator[Sample]:
+    """Yield the samples of a split from its Parquet files, in the order of their names; ids are the Hub's `image_id`.
+
+    Raises:
+        MissingSplitError, DatasetError: as [`Layout`] says.
+    """
+    split = canonical_split(split)
+    files = [path for path in _parquet_files(root) if split_in_name(path.stem) == split]
+    if not files:
+        raise MissingSplitError(f"{root}: no Parquet file of the {split} split; expected {split}-*.parquet")
+    seen: dict[str, str] = {}
+    for path in files:
+        problems, left_out = Problems(path), Counter[str]()
+        for row, cells in read_rows(path, ["image_id", "caption"]):
+            number = row + 1
+            name, caption = text_of(cells, "image_id", number, problems), text_of(cells, "caption", number, problems)
+            if name is None or caption is None:
+                continue
+            if not name:
+                problems.add(number, "image_id is missing or empty; expected text")
+            elif name in seen:
+                problems.add(number, f"the id of {seen[name]} again; ids must differ")
+            elif not caption:
+                left_out[EMPTY] += 1
+            else:
+                yield Sample(name, "caption", [parquet_reference(path, row)], "", [caption], image_id=name)
+            seen.setdefault(name, f"{path.name}, row {number}")
+        problems.raise_if_any()
+        log_left_out(path, split, left_out)
+
+
+def _is_prepared(peeked: Any) -> bool:
+    return (
+        isinstance(peeked, list)
+        and bool(peeked)
+        and isinstance(peeked[0], dict)
+        and {"image", "caption"} <= peeked[0].keys()
+    )
+
+
+def _parquet_files(root: Path) -> list[Path]:
+    return sorted([*root.glob("*.parquet"), *root.glob("*/*.parquet")])
