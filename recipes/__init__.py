@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes of PeFoMed: data, two-stage fine-tuning, inference and evaluation. Importing this turns telemetry off."""
 
+import logging
 import os
 import sys
 
@@ -13,6 +14,9 @@ TELEMETRY_OPT_OUTS = {
 }
 for _name, _value in TELEMETRY_OPT_OUTS.items():
     os.environ.setdefault(_name, _value)
+
+# Where bitsandbytes is installed, PEFT imports it, and on some CPUs it then warns that a faster kernel is missing.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # huggingface_hub reads its variable once, when it is imported; a notebook may have imported it before this package.
 _constants = sys.modules.get("huggingface_hub.constants")

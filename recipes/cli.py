@@ -14,7 +14,13 @@ from . import quickstart as quickstart_launcher
 from . import score as score_launcher
 from . import stage1 as stage1_launcher
 from . import stage2 as stage2_launcher
+from .compose import compose
+from .convert import convert
+from .data_commands import data_app
+from .doctor import doctor
 from .errors import one_line_errors
+from .merge import merge
+from .plan import plan
 from .predict import predict
 
 app = typer.Typer(
@@ -43,26 +49,52 @@ def stage2(context: typer.Context) -> None:
 
 app.command()(predict)
 app.command("score")(score_launcher.command)
+app.add_typer(data_app, name="data")
+app.command()(merge)
+app.command()(convert)
+app.command()(compose)
+app.command()(doctor)
+app.command()(plan)
 
 
 @app.command()
 def ask(
-    image: Annotated[Path, typer.Argument(help="An image file.")],
+    image: Annotated[Path, typer.Argument(help="An image file: PNG, JPEG, DICOM, NIfTI, ...")],
     question: Annotated[str, typer.Argument(help="A question, or the request for another task.")],
     model: Annotated[str, typer.Option(help="Adapter or base model: a folder or Hub id.")] = "runs/quickstart/stage2",
     task: Annotated[str, typer.Option(help="caption, vqa, report or refer.")] = "vqa",
+    compare_base: Annotated[
+        bool, typer.Option("--compare-base", help="Also what the base answers without the adapter.")
+    ] = False,
+    quantization: Annotated[str, typer.Option(help="none, or nf4: the base in 4 bits.")] = "none",
+    window: Annotated[
+        str | None, typer.Option(help="Of a DICOM or NIfTI file: brain, lung, bone, soft, full or CENTER/WIDTH.")
+    ] = None,
+    frame: Annotated[int | None, typer.Option(help="Of a DICOM file, from 0; the middle one by default.")] = None,
+    plane: Annotated[str | None, typer.Option(help="Of a NIfTI volume: axial, coronal or sagittal.")] = None,
+    slice_index: Annotated[
+        int | None, typer.Option("--slice", help="Of a NIfTI volume, from 0; the middle one by default.")
+    ] = None,
 ) -> None:
-    """Ask one question about one image."""
+    """Ask one question about one image. Of a NIfTI volume, the patient's right is shown on the left."""
     with one_line_errors():
         from .data.images import load_image
-        from .inference.generate import Request, generate_answers, load_model
+        from .inference.generate import Request, generate_answers, load_adapters, load_model
+        from .inference.switching import BASE
         from .records import TASKS
 
         if task not in TASKS:
             raise typer.BadParameter(f"{task}; expected one of {', '.join(TASKS)}", param_hint="--task")
-        request = Request("", task, question, (load_image(image),))
-        [(_, answer)] = generate_answers(*load_model(model), [request])
-        typer.echo(answer)
+        shown = load_image(image, frame=frame, plane=plane, slice_index=slice_index, window=window)
+        if not compare_base:
+            request = Request("", task, question, (shown,))
+            [(_, answer)] = generate_answers(*load_model(model, quantization=quantization), [request])
+            typer.echo(answer)
+            return
+        requests = [Request(name, task, question, (shown,), name) for name in ("adapter", BASE)]
+        loaded = load_adapters({"adapter": model}, quantization=quantization)
+        answers = dict(generate_answers(*loaded, requests))
+        typer.echo(f"adapter: {answers['adapter']}\nbase: {answers[BASE]}")
 
 
 @app.command()

@@ -25,6 +25,10 @@ COMMANDS = {
     "stage2": "--early_stopping_patience",
     "predict": "--control",
     "score": "--train",
+    "merge": "--out",
+    "compose": "--vision-tower",
+    "doctor": "--batch-size",
+    "plan": "--hours",
     "ask": "--task",
     "phantoms": "--preview",
 }
@@ -133,6 +137,14 @@ def test_debug_shows_the_traceback_of_a_mistake(
         with pytest.raises(PeFoMedError) as shown:
             cli.main()
         assert said in str(shown.value)
+
+
+@pytest.mark.parametrize("option", [("window", "lung"), ("frame", "1"), ("plane", "axial"), ("slice", "1")])
+def test_ask_takes_what_is_to_be_shown_of_a_scan(pefomed: Pefomed, tmp_path: Path, option: tuple[str, str]) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "image.png")
+    code, out, err = pefomed("ask", "image.png", "why?", f"--{option[0]}", option[1])
+    assert (code, out) == (1, "")
+    assert "image.png: only" in err and f"files have a {option[0]} to choose" in err
 
 
 def test_an_unknown_task_is_refused(pefomed: Pefomed) -> None:

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pefomed_recipes.predict import predict
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +100,12 @@ def test_readme_is_short_and_names_only_files_and_targets_that_exist(repo: Path,
         assert (repo / room).is_dir()
     for launcher in re.findall(r"accelerate launch (\S+\.py)", readme):
         assert (repo / launcher).is_file()
+
+
+def test_readme_uses_only_options_and_configs_that_exist(repo: Path, readme: str) -> None:
+    for name in re.findall(r"\b(stage[12]/\w+)", readme):
+        assert (repo / "recipes" / "configs" / f"{name}.yaml").is_file(), name
+    known = {f"--{name.replace('_', '-')}" for name in inspect.signature(predict).parameters}
+    commands = re.findall(r"^pefomed predict .*$", readme, flags=re.MULTILINE)
+    assert len(commands) >= 2
+    assert {option for command in commands for option in re.findall(r"--[a-z-]+", command)} <= known

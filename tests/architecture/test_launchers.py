@@ -9,7 +9,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-LAUNCHERS = ("stage1", "stage2", "predict", "score", "quickstart")
+LAUNCHERS = ("stage1", "stage2", "predict", "score", "quickstart", "convert", "merge", "compose", "doctor", "plan")
 MAX_LINES = 60
 
 
