@@ -67,10 +67,6 @@ def test_quoted_losses_costs_and_controls_are_those_of_the_result_files(repo: Pa
     assert f"{percent(control[0]['score']['value'])} % of all questions" in said
     [laterality] = [row for row in control if row["slice"] == "laterality"]
     assert f"{percent(laterality['score']['value'])} % of left or right" in said
-    repeated = result_file(repo, "quickstart_repeat--test.json")["rows"]
-    [laterality] = [row for row in repeated if row["slice"] == "laterality"]
-    assert f"scored {percent(repeated[0]['score']['value'])} % of all questions and" in said
-    assert f"{percent(laterality['score']['value'])} % of left or right (`quickstart_repeat" in said
     for name, measure, baseline, words in (
         ("report", "factual F1", "constant_text", "a constant report"),
         ("refer", "mean IoU", "centre_box", "the centre box"),
@@ -81,12 +77,23 @@ def test_quoted_losses_costs_and_controls_are_those_of_the_result_files(repo: Pa
         assert f"{measure} {percent(row['score']['value'])}, {words} {other}, blank images {blank}" in said
 
 
+def test_the_quoted_conversion_is_that_of_the_result_file(repo: Path, readme: str) -> None:
+    record = result_file(repo, "full_size_conversion--fp16.json")
+    cost = record["conversion"]
+    said = f"in {cost['seconds']:.0f} s with {cost['peak_memory_mib'] / 1024:.1f} GiB of memory"
+    assert said in " ".join(readme.split())
+    assert f"{record['opened']['trained']:,} of 7,805,149,184 parameters" in " ".join(readme.split())
+
+
 def test_the_quoted_run_keeps_its_promises(repo: Path) -> None:
     results, cost = result_file(repo, "quickstart--test.json"), result_file(repo, "quickstart--cost.json")
     overall = results["rows"][0]
     assert overall["items"] > 1000
     assert overall["score"]["value"] >= 0.8
     assert overall["score"]["value"] - overall["controls"]["blank_image"]["value"] >= 0.3
+    score = {(row["value"], row["answer_type"]): row["score"]["value"] for row in results["rows"]}
+    assert all(score[code, "open"] >= 0.95 for code in ("MODALITY", "PLANE", "ORGAN"))
+    assert min(score["POS", "closed"], score["left or right", "closed"]) >= 0.65
     assert cost["seconds"] <= 900
     assert cost["peak_memory_mib"] < 4096
 

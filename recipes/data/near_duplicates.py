@@ -6,9 +6,9 @@ pictures at 16 x 16 pixels correlate with at least 0.97. The hash finds candidat
 small picture sorts out what only shares its coarse layout, as most radiographs of one view do. What remains is to be
 looked at by a person: two images of one patient may be as near as two copies of one image.
 
-Measured on 400 phantoms of 11 views (79,800 pairs of different phantoms): 178 pairs pass the hash alone, 29 of them
-correlate above 0.98. Copies in JPEG at quality 30, at half the size, and with other brightness or contrast pass both
-tests; so do most that lost 2 % at each edge, and none that lost 5 %.
+Measured on phantoms: of 79,800 pairs of different ones, of 11 views, 181 pass the hash alone and 76 both tests. Of 100
+copies each, all are found in JPEG at quality 30, at half the size, with other brightness or contrast, 94 that lost 2 %
+at each edge, and none that lost 5 %.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from transformers import AutoProcessor, DynamicCache
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor, shared_prefix_length
 
-from ..adapter_models import ProjectorPeftModel, adapter_folder, load_adapter
+from ..adapter_folders import adapter_folder, load_adapter
+from ..adapter_models import ProjectorPeftModel
 from ..bases import load_base_model
 from ..devices import default_dtype
 from ..errors import PeFoMedError

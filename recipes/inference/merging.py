@@ -16,7 +16,8 @@ from transformers import AutoModelForImageTextToText
 
 from modeling_pefomed import PeFoMedForConditionalGeneration
 
-from ..adapter_models import adapter_folder, load_adapter, own_class
+from ..adapter_folders import adapter_folder, load_adapter
+from ..adapter_models import own_class
 from ..bases import quantization_of
 from ..errors import PeFoMedError
 from .generate import adapter_base, load_processor

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoProcessor
 
 from modeling_pefomed import PeFoMedConfig, PeFoMedImageProcessor, PeFoMedProcessor
 
-from ..adapter_models import adapter_folder
+from ..adapter_folders import adapter_folder
 from ..errors import PeFoMedError
 
 PARTS = {"vision_tower": "vision tower", "multi_modal_projector": "projector", "": "language model"}

@@ -29,7 +29,7 @@ from transformers import (
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 
-from ..adapter_models import load_adapter
+from ..adapter_folders import load_adapter
 from ..bases import check_base, load_base_model, quantization_of
 from ..data.datasets_index import load_samples
 from ..data.images import load_image

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
-from pefomed_recipes.adapter_models import load_adapter
+from pefomed_recipes.adapter_folders import load_adapter
 from pefomed_recipes.errors import PeFoMedError
 from pefomed_recipes.inference.merging import merge_adapter
 from pefomed_recipes.training.adapters import add_adapter

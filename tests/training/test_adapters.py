@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import CLIPConfig, Phi3Config
 
 from modeling_pefomed import PeFoMedConfig, PeFoMedForConditionalGeneration, PeFoMedProcessor
-from pefomed_recipes.adapter_models import load_adapter
+from pefomed_recipes.adapter_folders import load_adapter
 from pefomed_recipes.errors import PeFoMedError
 from pefomed_recipes.training.adapters import add_adapter
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from pefomed_recipes.adapter_models import ProjectorPeftModel, load_adapter
+from pefomed_recipes.adapter_folders import load_adapter
+from pefomed_recipes.adapter_models import ProjectorPeftModel
 from pefomed_recipes.data.datasets_index import load_samples
 from pefomed_recipes.data.images import load_image
 from pefomed_recipes.errors import ConfigError

@@ -15,7 +15,7 @@ from transformers import AutoProcessor
 
 from modeling_pefomed import PeFoMedForConditionalGeneration
 from pefomed_recipes import bases
-from pefomed_recipes.adapter_models import load_adapter
+from pefomed_recipes.adapter_folders import load_adapter
 from pefomed_recipes.errors import PeFoMedError
 from pefomed_recipes.inference.generate import Request, generate_answers, load_model
 from pefomed_recipes.training.adapters import add_adapter
