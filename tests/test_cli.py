@@ -31,6 +31,7 @@ COMMANDS = {
     "plan": "--hours",
     "ask": "--task",
     "phantoms": "--preview",
+    "data": "duplicates",
 }
 
 

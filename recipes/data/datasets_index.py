@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import ConfigError, did_you_mean
 from ..records import TASKS, Sample
@@ -26,11 +26,23 @@ from .ms_cxr import SOURCE as MS_CXR
 from .path_vqa import SOURCE as PATH_VQA
 from .pmc_vqa import SOURCE as PMC_VQA
 from .prepared import SOURCE as PREPARED
-from .reading import MAX_LISTED_PROBLEMS, DatasetError, Layout, MissingSplitError, Source, canonical_split
+from .reading import (
+    MAX_LISTED_PROBLEMS,
+    DatasetError,
+    Layout,
+    MissingSplitError,
+    Source,
+    canonical_split,
+    samples_to_dataset,
+    samples_to_stream,
+)
 from .roco import SOURCE as ROCO
 from .rocov2 import SOURCE as ROCOV2
 from .slake import SOURCE as SLAKE
 from .vqa_rad import SOURCE as VQA_RAD
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +127,39 @@ def load_samples(
     else:
         samples = samples if split == "validation" else read(split)
     return keep_task(_captions_from_reports(samples, task), task, data_root, split)
+
+
+def load_dataset(
+    dataset: str,
+    data_root: str | os.PathLike[str],
+    split: str,
+    task: str | None = None,
+    *,
+    language: str | None = None,
+    on_missing: Literal["fail", "skip"] = "fail",
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
+    """Return one split as a `datasets.Dataset` with the columns of the record `Sample`.
+
+    Args:
+        dataset, data_root, split, task, language, on_missing: as for [`load_samples`].
+        streaming: read row by row instead, in memory that does not grow with the rows. Nothing is then held out, and
+            images are not looked for.
+
+    Raises:
+        ConfigError, DatasetError: as [`load_samples`]; a stream raises what it finds when it is read.
+    """
+    if not streaming:
+        samples = load_samples(dataset, data_root, split, task, language=language, on_missing=on_missing)
+        return samples_to_dataset(samples)
+    wanted = canonical_split(split)
+
+    def read() -> Iterator[Sample]:
+        for sample in stream_samples(dataset, data_root, wanted, language=language):
+            if task in (None, sample.task):
+                yield sample
+
+    return samples_to_stream(read)
 
 
 def _captions_from_reports(samples: list[Sample], task: str | None) -> list[Sample]:

@@ -48,6 +48,28 @@ REPORT_REQUESTS = (
     "Read this study and report on it in full.",
     "As the reading radiologist, write up this examination as a report.",
 )
+# The released code's pools by meaning: 17 for captions; 15 for reports, some of which ask for less than the report
+# that is to be the answer. Drawn from with `template: released` only.
+RELEASED_CAPTION_REQUESTS = (
+    *CAPTION_REQUESTS,
+    "Describe this image briefly.",
+    "Say concisely what the picture shows.",
+    "A short description of this image, please.",
+    "What is depicted here, in brief?",
+    "Give the gist of this image.",
+    "Provide a compact account of what is seen.",
+    "Short caption for this picture:",
+)
+RELEASED_REPORT_REQUESTS = (
+    *REPORT_REQUESTS,
+    "Is this examination normal on the whole?",
+    "Which findings does this image show?",
+    "Is there anything abnormal to be seen?",
+    "What is your impression of this study?",
+    "Describe the findings in this image.",
+    "What does this examination tell about the patient?",
+    "Comment on the heart and the lungs.",
+)
 
 
 def vqa_instruction(
@@ -80,7 +102,12 @@ def vqa_instruction(
 
 
 def render_instruction(
-    sample: Sample, *, training: bool, instruction: VqaInstruction = "mixed", seed: int | Sequence[int] = 0
+    sample: Sample,
+    *,
+    training: bool,
+    instruction: VqaInstruction = "mixed",
+    seed: int | Sequence[int] = 0,
+    released: bool = False,
 ) -> str:
     """Return the text that follows the task identifier.
 
@@ -93,6 +120,7 @@ def render_instruction(
         training: whether wordings are drawn.
         instruction: for `vqa`, see [`vqa_instruction`].
         seed: with the sample's id, decides every draw.
+        released: draw from the released code's pools, by meaning.
 
     Raises:
         ConfigError: the VQA instruction is unknown.
@@ -111,7 +139,11 @@ def render_instruction(
         )
     if sample.instruction.strip():
         return sample.instruction
-    requests = CAPTION_REQUESTS if sample.task == "caption" else REPORT_REQUESTS
+    requests: tuple[str, ...]
+    if sample.task == "caption":
+        requests = RELEASED_CAPTION_REQUESTS if released else CAPTION_REQUESTS
+    else:
+        requests = RELEASED_REPORT_REQUESTS if released else REPORT_REQUESTS
     return _draw(requests, seed, sample.id) if training else requests[0]
 
 

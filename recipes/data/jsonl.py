@@ -37,11 +37,10 @@ from .reading import (
     Problems,
     canonical_split,
     is_absent,
-    samples_to_dataset,
 )
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 # Which keys a line of each task must have: the text given, then the text wanted.
 TASK_KEYS = {"vqa": ("question", "answer"), "caption": ("caption",), "report": ("report",), "refer": ("phrase", "box")}
@@ -130,11 +129,6 @@ def row_samples(
         )
     if not count:
         raise DatasetError(f"{problems.path}: the file is empty; expected one sample a line")
-
-
-def read_jsonl_dataset(root: str | os.PathLike[str], *, task: str | None = None, split: str) -> Dataset:
-    """Return what [`read_jsonl_samples`] reads as a `datasets.Dataset` with [`sample_features`]."""
-    return samples_to_dataset(read_jsonl_samples(root, split, task))
 
 
 def keep_task(samples: list[Sample], task: str | None, root: str | os.PathLike[str], split: str) -> list[Sample]:

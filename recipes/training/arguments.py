@@ -117,6 +117,13 @@ class RecipeArguments:
         default="short_answer",
         metadata={"help": "VQA instruction in validation and test; the paper's is the long one."},
     )
+    text: Literal["raw", "blip50"] = field(
+        default="raw",
+        metadata={
+            "help": "How training targets are written: raw, or blip50, as the released code: lower case, most "
+            "punctuation blanked, 50 words. Validation and references stay raw."
+        },
+    )
     max_questions_per_image: int = field(
         default=16, metadata={"help": "Questions packed behind one image in one row."}
     )

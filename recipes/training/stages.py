@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
+from modeling_pefomed.processing_pefomed import clean_as_released
 
 from ..adapter_folders import load_adapter
 from ..bases import check_base, load_base_model, quantization_of
@@ -120,7 +122,10 @@ def pack_split(
         training=training,
         instruction=recipe.instruction if training else recipe.test_instruction,
         seed=config.seed,
+        released=processor.template == "released",
     )
+    if training and recipe.text == "blip50":
+        samples = [replace(sample, answers=[clean_as_released(sample.answers[0])]) for sample in samples]
     return pack_samples(
         samples,
         processor,

@@ -11,6 +11,8 @@ import pytest
 
 from pefomed_recipes.data.instructions import (
     CAPTION_REQUESTS,
+    RELEASED_CAPTION_REQUESTS,
+    RELEASED_REPORT_REQUESTS,
     REPORT_REQUESTS,
     format_box,
     render_instruction,
@@ -84,6 +86,15 @@ def test_requests_come_from_the_pool_in_training_and_are_fixed_at_test(task, poo
     assert {render_instruction(row, training=True) for row in rows} == set(pool)
     assert {render_instruction(row, training=False) for row in rows} == {pool[0]}
     assert len(set(pool)) == len(pool)
+
+
+@pytest.mark.parametrize(
+    ("task", "pool", "size"), [("caption", RELEASED_CAPTION_REQUESTS, 17), ("report", RELEASED_REPORT_REQUESTS, 15)]
+)
+def test_the_released_codes_pools_have_its_sizes_and_are_drawn_from_when_asked_for(task, pool, size):
+    rows = [sample(task, id=str(n)) for n in range(600)]
+    assert {render_instruction(row, training=True, released=True) for row in rows} == set(pool)
+    assert len(set(pool)) == size
 
 
 def test_every_report_request_asks_for_a_report():

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pefomed_recipes.data.datasets_index import SOURCES, hold_out, load_samples
-from pefomed_recipes.data.jsonl import read_jsonl_dataset, read_jsonl_samples
+from pefomed_recipes.data.datasets_index import SOURCES, hold_out, load_dataset, load_samples
+from pefomed_recipes.data.jsonl import read_jsonl_samples
 from pefomed_recipes.data.reading import DatasetError, MissingSplitError, sample_features, samples_to_dataset
 from pefomed_recipes.errors import ConfigError
 from pefomed_recipes.records import Sample
@@ -285,13 +285,16 @@ def test_missing_folders_and_splits_are_named(root):
         read_jsonl_samples(root, "tests")
 
 
-def test_datasets_keep_every_field_of_every_sample(root):
-    write(root, vqa(question_type="PRES", answer=[1, "one"]), {"image": "images/1.png", "caption": "CT"})
-    samples = read_jsonl_samples(root, "train")
-    dataset = read_jsonl_dataset(root, split="train")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_datasets_keep_every_field_of_every_sample(root, streaming):
+    rows = [vqa(question_type="PRES", answer=[1, "one"]), {"image": "images/1.png", "caption": "CT"}]
+    write(root, *rows, name="test.jsonl")
+    samples = load_samples("jsonl", root, "test")
+    dataset = load_dataset("jsonl", root, "test", streaming=streaming)
     assert dataset.features == sample_features()
     assert [Sample(**row) for row in dataset] == samples
-    assert read_jsonl_dataset(root, task="caption", split="train").num_rows == 1
+    captions = load_dataset("jsonl", root, "test", "caption", streaming=streaming)
+    assert [row["answers"] for row in captions] == [["CT"]]
 
 
 def test_features_hold_without_rows_and_name_every_field():

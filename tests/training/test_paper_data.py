@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from modeling_pefomed.processing_pefomed import clean_as_released
 from pefomed_recipes.data.datasets_index import load_samples
 from pefomed_recipes.data.reading import DatasetError
 from pefomed_recipes.errors import ConfigError
 from pefomed_recipes.training.arguments import parse_arguments
-from pefomed_recipes.training.stages import STAGE1_DEFAULTS, read_split
+from pefomed_recipes.training.stages import STAGE1_DEFAULTS, pack_split, read_split
 
 from ..data.fixtures.clef_caption import write_clef_caption_original
 from ..data.fixtures.iu_xray import write_iu_xray_r2gen
@@ -22,6 +23,7 @@ from ..data.fixtures.path_vqa import write_path_vqa_prepared
 from ..data.fixtures.roco import write_roco_original
 from ..data.fixtures.slake import write_slake_original
 from ..data.fixtures.vqa_rad import write_vqa_rad_prepared
+from ..modeling.tiny import build_processor, build_tokenizer
 
 Write = Callable[[Path], None]
 
@@ -76,3 +78,21 @@ def test_a_data_set_of_two_languages_wants_one_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--language en|zh"):
         load_samples("slake", tmp_path, "train", "vqa")
     assert {s.language for s in load_samples("slake", tmp_path, "train", language="zh", on_missing="skip")} == {"zh"}
+
+
+def test_blip50_is_applied_to_what_is_trained_on_and_never_to_a_reference(tmp_path: Path) -> None:
+    write_iu_xray_r2gen(tmp_path)
+    processor = build_processor(build_tokenizer())
+    options = [f"--data_root={tmp_path}", "--on_missing=skip", "--text=blip50"]
+    recipe, config = parse_arguments(["--config=stage2/iu_xray", *options], STAGE1_DEFAULTS, "")
+    for split in ("train", "validation"):
+        samples = read_split(recipe, split)[""]
+        reports = [sample.answers[0] for sample in samples]
+        rows = pack_split(samples, processor, recipe, config, training=split == "train")
+        said = [
+            processor.tokenizer.decode([token for token in row["labels"] if token != -100], skip_special_tokens=True)
+            for row in rows
+        ]
+        wanted = [clean_as_released(report) if split == "train" else report for report in reports]
+        assert sorted(text.strip() for text in said) == sorted(wanted)
+        assert reports == [sample.answers[0] for sample in samples] != [clean_as_released(text) for text in reports]
