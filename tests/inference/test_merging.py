@@ -21,6 +21,8 @@ from pefomed_recipes.training.adapters import add_adapter
 
 from ..modeling.tiny import ask, draw_image, encode
 
+pytestmark = pytest.mark.integration
+
 MERGED = ("rslora", "dora", "pissa", "olora", "adalora", "ia3", "vera", "loha", "lokr", "oft")
 NOT_MERGED = ("llama_adapter", "prompt_tuning", "prefix_tuning", "p_tuning")
 RunPython = Callable[..., CompletedProcess[str]]
@@ -73,7 +75,6 @@ def test_merged_weights_answer_as_base_and_adapter(
     )
 
 
-@pytest.mark.integration
 def test_bfloat16_weights_are_merged_in_float32_and_rounded_once(bfloat16_base: Path, tmp_path: Path) -> None:
     adapter = make_adapter(bfloat16_base, tmp_path / "adapter", "lora", torch.bfloat16)
     merge_adapter(adapter, tmp_path / "merged")
@@ -88,7 +89,6 @@ def test_bfloat16_weights_are_merged_in_float32_and_rounded_once(bfloat16_base: 
         assert torch.equal(weight, exact.to(weight.dtype)), name
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("method", NOT_MERGED)
 def test_methods_that_cannot_be_merged_are_refused_by_name(base_folder: Path, tmp_path: Path, method: str) -> None:
     adapter = make_adapter(base_folder, tmp_path / "adapter", method)
@@ -110,7 +110,6 @@ def test_a_folder_that_is_not_empty_and_a_base_are_refused(
     assert [path.name for path in tmp_path.rglob("*")] == ["merged", "notes.txt"]
 
 
-@pytest.mark.integration
 def test_nothing_is_left_when_saving_fails(
     adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +122,6 @@ def test_nothing_is_left_when_saving_fails(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.integration
 def test_the_command_writes_a_folder_that_loads_with_and_without_the_package(
     repo: Path, adapter_folder: Path, base_folder: Path, prompt: dict[str, Any], run_python: RunPython, tmp_path: Path
 ) -> None:

@@ -23,6 +23,8 @@ from pefomed_recipes.training.adapters import add_adapter
 
 from ..modeling.tiny import ask, draw_image, encode
 
+pytestmark = pytest.mark.integration
+
 QUESTIONS = ("Is there a mass?", "Which organ is shown in the image, and what is wrong with it?")
 FIRST, SECOND = draw_image(0), draw_image(1)
 OPTIONS = {"max_new_tokens": 4}
@@ -123,7 +125,6 @@ def test_the_base_beside_an_adapter_is_the_base_exactly_projector_included(both:
         assert torch.equal(model(**inputs).logits, adapted)
 
 
-@pytest.mark.integration
 def test_adapters_of_another_method_are_switched_not_mixed(make: MakeAdapter, base_folder: Path) -> None:
     folders = {name: make(name, method="ia3", seed=seed) for seed, name in enumerate(("first_ia3", "second_ia3"), 5)}
     model, processor = load_adapters(folders, dtype=torch.float32)
@@ -134,7 +135,6 @@ def test_adapters_of_another_method_are_switched_not_mixed(make: MakeAdapter, ba
     assert answers == answers_alone(alone, requests, default="first_ia3")
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "llama_adapter", "dora"])
 def test_one_adapter_of_any_method_is_compared_with_its_base(
     make: MakeAdapter, base_folder: Path, method: str
@@ -154,7 +154,6 @@ def test_names_that_peft_would_confuse_are_refused(alone: dict[str, Any], name: 
         check_names(["chest", name], alone[BASE][0])
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
@@ -180,7 +179,6 @@ def test_a_request_to_an_adapter_that_is_not_loaded_is_refused_with_those_that_a
         list(generate_answers(*alone["chest"], [request]))
 
 
-@pytest.mark.integration
 def test_an_adapter_of_another_base_cannot_join(
     folders: dict[str, Path], base_folder: Path, make: MakeAdapter
 ) -> None:
@@ -193,7 +191,6 @@ def test_an_adapter_of_another_base_cannot_join(
         load_adapters({"chest": folders["chest"], "stranger": stranger})
 
 
-@pytest.mark.integration
 def test_ask_shows_the_answers_with_and_without_the_adapter(
     folders: dict[str, Path],
     alone: dict[str, Any],
@@ -218,7 +215,6 @@ def test_a_base_is_no_adapter(base_folder: Path) -> None:
         load_adapters({"first_one": base_folder})
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("method", ["lora", "p_tuning"])
 @pytest.mark.parametrize("change", ["multi_modal_projector", "linear"])
 def test_a_base_with_other_weights_is_refused_at_inference(

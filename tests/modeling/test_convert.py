@@ -37,6 +37,8 @@ from .released import (
 )
 from .tiny import ask, draw_image, encode, text_config
 
+pytestmark = pytest.mark.integration
+
 ADAPTER_LLAMA = "base_model.model.model.language_model."
 
 

@@ -17,6 +17,8 @@ from modeling_pefomed.weight_files_pefomed import ConversionError
 from .released import LLAMA, Released, assert_same_tensors, release, weights_of
 from .tiny import build_tokenizer
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_round_trip_is_bit_equal(tmp_path: Path, dtype: torch.dtype) -> None:

@@ -20,6 +20,8 @@ from modeling_pefomed.weight_files_pefomed import ConversionError, compare_safet
 from .released import LLAMA, Released, as_released, change
 from .tiny import build_tokenizer
 
+pytestmark = pytest.mark.integration
+
 
 class Exploit:
     """Unpickled without care, it writes a file."""

@@ -29,6 +29,8 @@ from .reference import EvaVisionTransformer, Reference, Sizes, positions_for
 from .released import Released, release
 from .tiny import draw_image
 
+pytestmark = pytest.mark.integration
+
 QUESTIONS = (("Is there a mass?", "yes"), ("Which organ is shown?", "the right kidney"), ("Is it left?", "no"))
 TOWER_TOLERANCE, TOWER_TOLERANCE_FP64 = 2e-6, 1e-14
 LOGITS_TOLERANCE, LOSS_TOLERANCE, GRADIENT_TOLERANCE = 2e-5, 2e-6, 5e-6

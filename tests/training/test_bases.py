@@ -17,6 +17,8 @@ from pefomed_recipes.bases import FINGERPRINT, base_fingerprint, check_base, wri
 from pefomed_recipes.errors import PeFoMedError
 from pefomed_recipes.training.adapters import add_adapter
 
+pytestmark = pytest.mark.integration
+
 PARTS = {"vision_tower", "multi_modal_projector", "language_model", "language_model linear layers", "lm_head"}
 
 
@@ -47,7 +49,6 @@ def test_each_part_of_a_base_has_its_own_digest(tiny_base: Path) -> None:
         assert {key for key in PARTS if found[key] != expected[key]} == {part}
 
 
-@pytest.mark.integration
 def test_a_base_in_4_bits_agrees_in_all_other_parts(tiny_base: Path, float32: None) -> None:
     from pefomed_recipes.training.stages import load_base
 
@@ -78,13 +79,11 @@ def test_training_does_not_continue_on_a_base_with_other_weights(tiny_base: Path
     load_adapter(load(tiny_base, dtype=torch.bfloat16), tmp_path, trainable=True)
 
 
-@pytest.mark.integration
 def test_a_run_says_by_its_weights_which_base_it_had(stage1: tuple[Path, dict[str, Any]], tiny_base: Path) -> None:
     expected = base_fingerprint(load(tiny_base))
     assert json.loads((stage1[0] / FINGERPRINT).read_text(encoding="utf-8")) == expected
 
 
-@pytest.mark.integration
 def test_a_run_whose_base_was_exchanged_does_not_continue(
     run: Any, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,8 @@ from pefomed_recipes.training.examined import Finding
 
 from ..modeling.tiny import build_processor, save_tiny_base
 
+pytestmark = pytest.mark.integration
+
 LIMITS = {"vqa": 32, "caption": 128, "report": 300, "refer": 32}
 
 

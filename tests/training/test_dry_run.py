@@ -13,6 +13,8 @@ from pefomed_recipes.errors import PeFoMedError
 from pefomed_recipes.training import stages
 from pefomed_recipes.training.arguments import configs_folder, find_config, read_config
 
+pytestmark = pytest.mark.integration
+
 PACKAGED = sorted(str(path.relative_to(configs_folder()).with_suffix("")) for path in configs_folder().rglob("*.yaml"))
 DEFAULTS = {"task": "caption", "output_dir": "runs/x", "config": "stage1/phantoms"}
 

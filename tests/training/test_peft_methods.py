@@ -24,6 +24,8 @@ from pefomed_recipes.training.peft_methods import METHODS
 
 from ..modeling.tiny import ask, build_config, build_model, build_processor, draw_image, encode, text_config
 
+pytestmark = pytest.mark.integration
+
 IMAGES = {f"{name}.png": draw_image(seed) for seed, name in enumerate("ab")}
 QUESTIONS = {
     "a.png": [("Is there a mass?", "yes"), ("Which organ is shown?", "liver"), ("Where is it?", "in the right lung")],
@@ -142,7 +144,6 @@ def test_a_step_trains_the_method_and_the_projector_and_all_of_it_is_saved(
     assert end != pytest.approx(start, abs=1e-4)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("method", METHODS)
 def test_packed_rows_train_each_method_as_one_row_per_question(
     tiny: Callable[[], PeFoMedForConditionalGeneration], batch_of: Callable[[int], dict[str, Any]], method: str
@@ -221,7 +222,6 @@ def test_no_loader_leaves_the_projector_out_silently(tiny_base: Path, tmp_path: 
         AutoModelForImageTextToText.from_pretrained(tmp_path)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("method", METHODS)
 def test_everything_trained_is_in_float32_on_a_bfloat16_base(
     tiny_base: Path,
@@ -244,7 +244,6 @@ def test_everything_trained_is_in_float32_on_a_bfloat16_base(
     assert loaded.generate(**prompt, max_new_tokens=2, do_sample=False).shape[0] == 1
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("method", METHODS)
 def test_a_fresh_adapter_answers_as_the_base_where_the_method_starts_from_it(
     tiny: Callable[[], PeFoMedForConditionalGeneration], prompt: dict[str, Any], method: str

@@ -25,6 +25,8 @@ from pefomed_recipes.training.stages import load_base
 
 from ..modeling.tiny import ask, draw_image, encode
 
+pytestmark = pytest.mark.integration
+
 # Of two layers: q, k, v, o of the attention and gate, up, down behind it.
 QUANTIZED = 2 * 7
 NOT_IN_4_BITS = ("pissa", "olora", "loha", "lokr")
@@ -66,7 +68,6 @@ def test_a_4_bit_base_is_saved_and_loaded_exactly(
         assert torch.equal(loaded(**prompt).logits, nf4_base(**prompt).logits)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("method", METHODS_IN_4_BITS)
 def test_methods_train_on_a_4_bit_base_and_leave_its_bits_alone(
     nf4_base: PeFoMedForConditionalGeneration, prompt: dict[str, Any], method: str
@@ -90,7 +91,6 @@ def test_methods_train_on_a_4_bit_base_and_leave_its_bits_alone(
     assert frozen_fingerprint(model) == frozen
 
 
-@pytest.mark.integration
 def test_a_changed_scale_of_a_4_bit_weight_is_noticed(nf4_base: PeFoMedForConditionalGeneration) -> None:
     nf4_base.requires_grad_(False)
     before = frozen_fingerprint(nf4_base)
@@ -101,7 +101,6 @@ def test_a_changed_scale_of_a_4_bit_weight_is_noticed(nf4_base: PeFoMedForCondit
     assert [key for key in before if before[key] != after[key]] == [name]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("method", NOT_IN_4_BITS)
 def test_methods_that_cannot_work_in_4_bits_are_refused(
     nf4_base: PeFoMedForConditionalGeneration, method: str
@@ -116,7 +115,6 @@ def test_without_bitsandbytes_the_extra_is_named(tiny_base: Path, monkeypatch: p
         load_base(str(tiny_base), "nf4")
 
 
-@pytest.mark.integration
 def test_an_adapter_trained_in_4_bits_answers_on_both_forms_of_its_base(run: Any, tmp_path: Path) -> None:
     record = run(tmp_path / "out", "--quantization=nf4", "--learning_rate=0.003", "--max_steps=6")
     assert record["quantization"] == "nf4"

@@ -20,6 +20,8 @@ from pefomed_recipes.errors import ConfigError, PeFoMedError
 from pefomed_recipes.training import stages
 from pefomed_recipes.training.callbacks import COMPLETE, LossCurveCallback
 
+pytestmark = pytest.mark.integration
+
 Log = Callable[[Path], list[dict[str, float]]]
 Weights = Callable[[Path], dict[str, torch.Tensor]]
 RunPython = Callable[..., CompletedProcess[str]]
@@ -75,7 +77,6 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert list(interrupted.glob("checkpoint-*")) == []
 
 
-@pytest.mark.integration
 def test_the_curve_of_a_continued_run_is_that_of_an_uninterrupted_one(
     run: Any, interrupted: Path, uninterrupted: Path, log_of: Log
 ) -> None:
@@ -88,7 +89,6 @@ def test_the_curve_of_a_continued_run_is_that_of_an_uninterrupted_one(
         assert continued == whole
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("damage", ["no marker", "cut file"])
 def test_a_checkpoint_that_is_not_complete_is_passed_over(
     run: Any,
@@ -112,7 +112,6 @@ def test_a_checkpoint_that_is_not_complete_is_passed_over(
     assert differing(weights_of(interrupted), weights_of(uninterrupted)) == []
 
 
-@pytest.mark.integration
 def test_resume_never_starts_afresh(run: Any, interrupted: Path, uninterrupted: Path, log_of: Log) -> None:
     record = run(interrupted, *SIX_STEPS, "--resume=never")
     assert record["resumed"] is False
@@ -120,7 +119,6 @@ def test_resume_never_starts_afresh(run: Any, interrupted: Path, uninterrupted: 
     assert list(interrupted.glob("checkpoint-*")) == []
 
 
-@pytest.mark.integration
 def test_a_fresh_start_leaves_no_older_checkpoint_to_continue_from(
     run: Any, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights_of: Weights
 ) -> None:
@@ -134,14 +132,12 @@ def test_a_fresh_start_leaves_no_older_checkpoint_to_continue_from(
     assert differing(weights_of(interrupted), weights_of(tmp_path / "whole")) == []
 
 
-@pytest.mark.integration
 def test_a_checkpoint_can_be_named(run: Any, interrupted: Path, uninterrupted: Path, weights_of: Weights) -> None:
     record = run(interrupted, *SIX_STEPS, f"--resume={interrupted / 'checkpoint-2'}")
     assert record["resumed"] is True
     assert differing(weights_of(interrupted), weights_of(uninterrupted)) == []
 
 
-@pytest.mark.integration
 def test_a_named_checkpoint_that_is_cut_is_refused(run: Any, interrupted: Path) -> None:
     file = interrupted / "checkpoint-4" / "optimizer.pt"
     file.write_bytes(file.read_bytes()[:1000])
@@ -149,7 +145,6 @@ def test_a_named_checkpoint_that_is_cut_is_refused(run: Any, interrupted: Path) 
         run(interrupted, *SIX_STEPS, f"--resume={interrupted / 'checkpoint-4'}")
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("option", ["--learning_rate=0.02", "--lora_r=8"])
 def test_a_run_is_not_continued_under_other_settings(run: Any, interrupted: Path, option: str) -> None:
     # the optimiser's state would keep the old rate, and the record would tell the new one
@@ -184,7 +179,6 @@ def interrupt(*args: Any) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.integration
 def test_a_killed_process_loses_nothing_but_the_steps_since_its_checkpoint(
     run: Any, repo: Path, run_python: RunPython, tmp_path: Path, weights_of: Weights
 ) -> None:

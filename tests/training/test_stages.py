@@ -26,6 +26,8 @@ from pefomed_recipes.training.provenance import data_fingerprint
 
 from ..modeling.tiny import build_config, build_model, build_processor, text_config
 
+pytestmark = pytest.mark.integration
+
 Run = Callable[..., dict[str, Any]]
 Finished = tuple[Path, dict[str, Any]]
 Log = Callable[[Path], list[dict[str, float]]]
@@ -295,7 +297,6 @@ def test_without_config_and_data_a_stage_asks_for_the_folder_of_other_datasets(t
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("template", ["released", "chat"])
 def test_an_adapter_is_asked_and_continued_in_the_form_in_which_it_was_trained(
     run: Run, tmp_path: Path, template: str

@@ -17,6 +17,8 @@ from pefomed_recipes.training.collator import PackedRowCollator
 from pefomed_recipes.training.stages import adapted, load_base, pack_split
 from pefomed_recipes.training.trainer import PackedSFTTrainer
 
+pytestmark = pytest.mark.integration
+
 Run = Callable[..., dict[str, Any]]
 Log = Callable[[Path], list[dict[str, float]]]
 Weights = Callable[[Path], dict[str, torch.Tensor]]
@@ -121,7 +123,6 @@ def learnt(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("steps", [1, 4])
 def test_the_recorded_loss_is_that_of_the_kept_adapter_and_the_best_of_those_validated(
     run: Run, learnt: Path, tmp_path: Path, log_of: Log, steps: int
@@ -138,7 +139,6 @@ def test_the_recorded_loss_is_that_of_the_kept_adapter_and_the_best_of_those_val
     assert record["validation_loss_after"] == pytest.approx(min(losses.values()), abs=1e-5)
 
 
-@pytest.mark.integration
 def test_without_a_best_one_the_recorded_loss_is_that_of_the_last_adapter(
     run: Run, learnt: Path, tmp_path: Path
 ) -> None:
@@ -148,13 +148,11 @@ def test_without_a_best_one_the_recorded_loss_is_that_of_the_last_adapter(
     assert next_run["validation_loss_before"] == pytest.approx(record["validation_loss_after"], abs=1e-5)
 
 
-@pytest.mark.integration
 def test_training_stops_when_validation_has_not_improved_for_so_long(run: Run, learnt: Path, tmp_path: Path) -> None:
     options = (f"--adapter={learnt}", *SPOILING, "--eval_steps=1", "--save_steps=1", "--early_stopping_patience=2")
     assert run(tmp_path / "out", *options)["steps"] == 3
 
 
-@pytest.mark.integration
 def test_the_validation_loss_does_not_depend_on_the_size_of_validation_batches(run: Run, tmp_path: Path) -> None:
     # its unit is nats per answer token
     options = ("--max_steps=1", *WITHOUT_BEST)
