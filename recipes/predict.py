@@ -16,6 +16,9 @@ def predict(
     data_root: Annotated[Path, typer.Option(help="The data set's folder.")],
     dataset: Annotated[str, typer.Option(help="jsonl, csv, imagefolder, prepared, phantoms, or a slug.")] = "jsonl",
     language: Annotated[str | None, typer.Option(help="Only samples in this language.")] = None,
+    on_missing: Annotated[
+        Literal["fail", "skip"], typer.Option(help="When image files are missing: stop, or leave samples out.")
+    ] = "fail",
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     task: Annotated[str, typer.Option(help="caption, vqa, report or refer.")] = "vqa",
     out: Annotated[Path, typer.Option(help="Where the predictions go.")] = Path("predictions.jsonl"),
@@ -31,7 +34,7 @@ def predict(
         from pefomed_recipes.data.datasets_index import load_samples
         from pefomed_recipes.inference.predicting import predict as run
 
-        samples = load_samples(dataset, data_root, split, task, language=language)[:limit]
+        samples = load_samples(dataset, data_root, split, task, language=language, on_missing=on_missing)[:limit]
         run(model, samples, out, control=control, instruction=instruction, rows_per_batch=rows_per_batch)
         typer.echo(f"wrote {out}", err=True)
 
