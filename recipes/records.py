@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import PeFoMedError, did_you_mean
+from .staging import whole_file
 
 TASKS = ("caption", "vqa", "report", "refer")
 
@@ -139,10 +140,6 @@ def read_records(path: str | os.PathLike[str], record_type: type[Record]) -> lis
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Sample | Prediction]) -> None:
     """Write records as JSON lines; the file appears only when it is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".tmp")
-    with staged.open("w", encoding="utf-8") as out:
+    with whole_file(path) as staged, staged.open("w", encoding="utf-8") as out:
         for record in records:
             out.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-    os.replace(staged, path)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two forms in which several sets of captions are found: a prepared JSON list, and the Hub's Parquet files."""
+"""Forms in which several sets of captions are found: a prepared JSON list, the Hub's Parquet files, a table."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .ids import Ids
 from .parquet_images import image_column, open_parquet, parquet_reference, read_rows
 from .reading import DatasetError, MissingSplitError, Problems, canonical_split
 
+ReadTable = Callable[[Path, Problems, Sequence[str]], Iterator[tuple[int, dict[str, str]]]]
 EMPTY = "with an empty caption"
 PREPARED_EXPECTED = "train.json, a list of {image, caption}, and the images that it names"
 HUB_EXPECTED = "train-*.parquet with the columns image, image_id and caption"
@@ -55,6 +56,38 @@ def read_prepared_captions(slug: str, root: Path, split: str, places: Sequence[s
             left_out[EMPTY] += 1
         elif image:
             yield Sample(f"{slug}-{split}-{name}", "caption", [image], "", [caption], image_id=images.relative(image))
+    ids.note_repeats(problems)
+    problems.raise_if_any()
+    log_left_out(path, split, left_out)
+
+
+def read_caption_table(
+    path: Path, split: str, read: ReadTable, places: Sequence[str], licences: Mapping[str, str] | None = None
+) -> Iterator[Sample]:
+    """Yield the samples of a table with the columns `id` and `caption`, whose images are `{id}.jpg`.
+
+    Args:
+        path: the table, in the data set's folder.
+        read: `read_csv` or `read_tsv`.
+        places: where the images may lie, as for [`ImageFinder`].
+        licences: of single figures, by id.
+
+    Raises:
+        DatasetError: as [`Layout`] says.
+    """
+    problems, left_out = Problems(path, "line"), Counter[str]()
+    ids, images = Ids(), ImageFinder(path.parent, places)
+    for number, row in read(path, problems, ("id", "caption")):
+        name, caption = row["id"].strip(), text_of(row, "caption", number, problems)
+        image = images.find_or_note(f"{name}.jpg" if name else "", number, problems)
+        ids.add(name, number)
+        if not image or caption is None:
+            continue
+        if not caption:
+            left_out[EMPTY] += 1
+        else:
+            licence = (licences or {}).get(name, "")
+            yield Sample(name, "caption", [image], "", [caption], image_id=name, licence=licence)
     ids.note_repeats(problems)
     problems.raise_if_any()
     log_left_out(path, split, left_out)

@@ -28,6 +28,7 @@ class ImageChecks:
         self.unusable: dict[str, list[str]] = {"missing": [], "corrupt": []}
         self.thumbnails: dict[str, Image.Image] = {}  # by path
         self.sides: list[tuple[int, int]] = []
+        self.may_hold_text = Names()
 
     def examine(self, thumbnails: Collection[str], workers: int | None) -> None:
         """Decode every image; keep small pictures of some."""
@@ -38,6 +39,8 @@ class ImageChecks:
                 self.unusable[facts.state].append(f"{name} ({facts.problem})" if facts.state == "corrupt" else name)
                 continue
             self.sides.append((facts.width, facts.height))
+            if facts.may_hold_text:
+                self.may_hold_text.add(name)
             if facts.thumbnail:
                 self.thumbnails[path] = facts.thumbnail
             picture = self.pictures.setdefault(facts.pixels, Picture(facts.hash, facts.look))
@@ -88,7 +91,7 @@ class ImageChecks:
         }
 
     def summary(self) -> dict[str, Any]:
-        """Return how many images there are, and the range of their sizes."""
+        """Return how many images there are, the range of their sizes, and which may show text, such as a name."""
         counts = {"good": len(self.sides), **{kind: len(names) for kind, names in self.unusable.items()}}
         if not self.sides:
             return counts
@@ -97,6 +100,7 @@ class ImageChecks:
             "different_pictures": len(self.pictures),
             "smallest": min(self.sides, key=lambda side: side[0] * side[1]),
             "largest": max(self.sides, key=lambda side: side[0] * side[1]),
+            "may_hold_text": {"count": self.may_hold_text.count, "names": self.may_hold_text.names},
         }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..staging import whole_file
 from .checks import KINDS, Check
 from .image_facts import THUMBNAIL_PX
 
@@ -25,20 +26,14 @@ def write_check(check: Check, out: str | os.PathLike[str]) -> Path:
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     content = json.dumps(check.report, indent=2, ensure_ascii=False)
-    _write(folder / "check.json", (content + "\n").encode())
-    _write(folder / "check.md", (as_markdown(check.report) + "\n").encode())
+    for name, text in (("check.json", content), ("check.md", as_markdown(check.report))):
+        with whole_file(folder / name) as staged:
+            staged.write_text(text + "\n", encoding="utf-8")
     (folder / "contact_sheet.png").unlink(missing_ok=True)  # an earlier check's
     if check.sheet:
-        staged = folder / ".contact_sheet.png.partial"
-        draw_sheet(check.sheet).save(staged, format="PNG")
-        os.replace(staged, folder / "contact_sheet.png")
+        with whole_file(folder / "contact_sheet.png") as staged:
+            draw_sheet(check.sheet).save(staged, format="PNG")
     return folder
-
-
-def _write(path: Path, content: bytes) -> None:
-    staged = path.with_name(f".{path.name}.partial")
-    staged.write_bytes(content)
-    os.replace(staged, path)
 
 
 def as_markdown(report: dict[str, Any], *, short: bool = False) -> str:
@@ -137,6 +132,12 @@ def _split_lines(report: dict[str, Any], short: bool) -> Iterator[str]:
     if images["good"]:
         smallest, largest = (" x ".join(map(str, images[name])) for name in ("smallest", "largest"))
         yield f"Smallest {smallest}, largest {largest} px; {images['different_pictures']:,} different pictures."
+        written_on = images["may_hold_text"]
+        if written_on["count"]:
+            yield f"{written_on['count']:,} DICOM images may show text, such as a name, in their pixels; look at them."
+            if not short:
+                yield from _bullets(written_on["names"], written_on["count"])
+                yield ""
     yield from (f"Note: {note}." for note in report["notes"])
     if report["published_not_compared"]:
         yield f"Published numbers that were not compared: {', '.join(report['published_not_compared'])}."

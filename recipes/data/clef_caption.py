@@ -12,15 +12,13 @@ Known defects: a subset of extended ROCO, so it overlaps ROCO and ROCOv2; empty 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..records import Sample
-from .caption_forms import EMPTY, PREPARED_EXPECTED, has_prepared_captions, read_prepared_captions
-from .files import ImageFinder, log_left_out, read_tsv, text_of
-from .ids import Ids
-from .reading import SPLIT_SPELLINGS, Layout, MissingSplitError, Problems, Source, canonical_split
+from .caption_forms import PREPARED_EXPECTED, has_prepared_captions, read_caption_table, read_prepared_captions
+from .files import read_tsv
+from .reading import SPLIT_SPELLINGS, Layout, MissingSplitError, Source, canonical_split
 
 # The prepared form names images with folders that people do not have; the file names alone tell them apart.
 PREPARED_PLACES = ("{file}", "images/{file}", "train/{file}", "valid/{file}", "test/{file}")
@@ -38,22 +36,8 @@ def _read_original(root: Path, split: str) -> Iterator[Sample]:
     if spelling is None:
         raise MissingSplitError(f"{root}: no captions of the {split} split; expected caption_prediction_{split}.csv")
     path = root / f"caption_prediction_{spelling}.csv"
-    problems, left_out = Problems(path, "line"), Counter[str]()
     places = (f"{spelling}/{{name}}", f"images/{spelling}/{{name}}", "images/{name}")
-    ids, images = Ids(), ImageFinder(root, places)
-    for number, row in read_tsv(path, problems, ("id", "caption")):
-        name, caption = row["id"].strip(), text_of(row, "caption", number, problems)
-        image = images.find_or_note(f"{name}.jpg" if name else "", number, problems)
-        ids.add(name, number)
-        if not image or caption is None:
-            continue
-        if not caption:
-            left_out[EMPTY] += 1
-        else:
-            yield Sample(name, "caption", [image], "", [caption], image_id=name)
-    ids.note_repeats(problems)
-    problems.raise_if_any()
-    log_left_out(path, split, left_out)
+    yield from read_caption_table(path, split, read_tsv, places)
 
 
 SOURCE = Source(

@@ -112,11 +112,9 @@ def load_samples(
     def read(split: str) -> list[Sample]:
         return present(stream_samples(dataset, data_root, split, language=language), data_root, on_missing)
 
-    if split == "test":
-        return keep_task(_captions_from_reports(read(split), task), task, data_root, split)
-    try:
-        samples = read("validation")
-    except MissingSplitError:
+    if split == "test" or _has_validation(dataset, data_root, language):
+        samples = read(split)
+    else:
         train = read("train")
         kept, held_out = hold_out(train, HOLD_OUT_SHARE, HOLD_OUT_SEED)
         logger.warning(
@@ -124,9 +122,16 @@ def load_samples(
             *(data_root, len(held_out), len(train), 100 * HOLD_OUT_SHARE),
         )
         samples = kept if split == "train" else [replace(sample, split=split) for sample in held_out]
-    else:
-        samples = samples if split == "validation" else read(split)
     return keep_task(_captions_from_reports(samples, task), task, data_root, split)
+
+
+def _has_validation(dataset: str, data_root: str | os.PathLike[str], language: str | None) -> bool:
+    """Whether a data set has a validation split, by its first sample."""
+    try:
+        next(stream_samples(dataset, data_root, "validation", language=language), None)
+    except MissingSplitError:
+        return False
+    return True
 
 
 def load_dataset(

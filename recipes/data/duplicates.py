@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, PeFoMedError
+from ..staging import whole_file
 from .datasets_index import find_source, stream_samples
 from .image_facts import examine_images, relative_name
 from .near_duplicates import MAX_DISTANCE, Picture, find_near_duplicates
@@ -76,10 +77,8 @@ def find_duplicates(
 
 def write_duplicates(report: dict[str, Any], path: Path) -> None:
     """Write what was found as JSON; the file appears only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.partial")
-    staged.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(staged, path)
+    with whole_file(path) as staged:
+        staged.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _parsed(sets: Sequence[str]) -> list[tuple[str, str, str]]:

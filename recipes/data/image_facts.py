@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..errors import PeFoMedError
-from .images import load_image
+from .images import burned_in_risk, load_image
 from .near_duplicates import perceptual_hash, small_look
 from .parquet_images import MARK, is_parquet_reference, read_parquet_image
 
@@ -33,7 +33,7 @@ class ImageFacts:
 
     `state` is `good`, `missing` (no such file) or `corrupt` (it cannot be used, and `problem` says why, without the
     folder's name). `pixels` is a sha256 over size and RGB pixels: equal pictures have the same one, whatever their
-    files. `hash` and `look` are those of [`near_duplicates.Picture`].
+    files. `hash` and `look` are those of [`near_duplicates.Picture`]. `may_hold_text` is [`images.burned_in_risk`].
     """
 
     state: str
@@ -43,6 +43,7 @@ class ImageFacts:
     pixels: str = ""
     hash: int = 0
     look: bytes = b""
+    may_hold_text: bool = False
     thumbnail: Image.Image | None = None
 
 
@@ -71,7 +72,7 @@ def examine_image(path: str, *, thumbnail: bool = False) -> ImageFacts:
     if not os.path.isfile(file_of(path)):
         return ImageFacts("missing", "no such file")
     try:
-        image = load_image(path)
+        image, may_hold_text = load_image(path), burned_in_risk(path)
     except PeFoMedError as error:
         text = str(error).removeprefix(f"{path}: ")
         return ImageFacts("corrupt", text.replace(os.path.join(os.path.dirname(path), ""), ""))
@@ -84,6 +85,7 @@ def examine_image(path: str, *, thumbnail: bool = False) -> ImageFacts:
         pixels=digest.hexdigest(),
         hash=perceptual_hash(image),
         look=small_look(image),
+        may_hold_text=may_hold_text,
         thumbnail=ImageOps.contain(image, (THUMBNAIL_PX, THUMBNAIL_PX)) if thumbnail else None,
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from ..errors import ConfigError, PeFoMedError, did_you_mean
 from ..records import TASKS
+from ..staging import whole_file, whole_folder
 from .phantom_images import MIN_SIZE_PX, render_phantom
 from .phantom_questions import QUESTION_TYPES, Question, questions
 from .phantom_texts import caption, referring_phrases, report
@@ -139,10 +139,8 @@ def write_phantoms(
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PeFoMedError(f"{folder} exists and holds no phantoms; name a new or empty folder")
-    staged = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    (staged / "images").mkdir(parents=True)
-    try:
+    with whole_folder(folder) as staged:
+        (staged / "images").mkdir()
         with tqdm(
             total=sum(cases_per_split.values()), desc="phantoms", unit="image", disable=not sys.stderr.isatty()
         ) as progress:
@@ -157,12 +155,6 @@ def write_phantoms(
                             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
                         progress.update()
         (staged / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        os.replace(staged, folder)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
     return folder
 
 
@@ -238,12 +230,9 @@ def contact_sheet(
         for number_of_line, line in enumerate(lines):
             at = (left, top + size_px + 6 + line_height * number_of_line)
             pen.text(at, line, font=font, fill=(222, 226, 230))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.partial")
-    sheet.save(staged, format="PNG")
-    os.replace(staged, path)
-    return path
+    with whole_file(path) as staged:
+        sheet.save(staged, format="PNG")
+    return Path(path)
 
 
 def _cases_of_all_views(cases: int, seed: int, difficulty: str) -> list[Phantom]:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from ..errors import ConfigError, PeFoMedError
 from ..records import Sample
+from ..staging import whole_file
 from .datasets_index import find_source, stream_samples
 from .image_facts import encoded_size, file_of, relative_name
 from .prepared import FORM_VERSION, MANIFEST, read_manifest
@@ -124,9 +125,8 @@ def prepare_dataset(
         "left_out_for_missing_images": planner.left_out,
         "shards": [_facts(folder, shard) for shard in shards],
     }
-    staged = folder / f".{MANIFEST}.partial"
-    staged.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(staged, folder / MANIFEST)
+    with whole_file(folder / MANIFEST) as staged:
+        staged.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return folder
 
 

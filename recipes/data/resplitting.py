@@ -21,6 +21,7 @@ from typing import Any
 
 from ..errors import PeFoMedError
 from ..records import Sample
+from ..staging import whole_folder
 from .datasets_index import find_source, stream_samples
 from .grouping import connected, group_keys
 from .image_facts import examine_images, relative_name
@@ -79,10 +80,7 @@ def write_disjoint_split(
         split: [sample for sample, group in zip(samples, groups, strict=True) if split_of[group] == split]
         for split in before
     }
-    staged = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as staged:
         names = _place_images(samples, root, staged)
         for split, rows in after.items():
             lines = [json.dumps(_to_row(sample, names), ensure_ascii=False) + "\n" for sample in rows]
@@ -100,12 +98,6 @@ def write_disjoint_split(
             "after": {split: _counts(rows) for split, rows in after.items()},
         }
         (staged / SPLIT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        os.replace(staged, folder)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
     return folder
 
 

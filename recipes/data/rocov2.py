@@ -14,14 +14,12 @@ other; empty captions are left out and counted.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..records import Sample
-from .caption_forms import EMPTY, HUB_EXPECTED, has_hub_captions, read_hub_captions
-from .files import ImageFinder, log_left_out, read_csv, text_of
-from .ids import Ids
+from .caption_forms import HUB_EXPECTED, has_hub_captions, read_caption_table, read_hub_captions
+from .files import read_csv
 from .reading import SPLIT_SPELLINGS, Layout, MissingSplitError, Problems, Source, canonical_split
 
 COUNTS = {"train": {"samples": 60163}, "validation": {"samples": 9945}, "test": {"samples": 9972}}
@@ -39,22 +37,9 @@ def _read_original(root: Path, split: str) -> Iterator[Sample]:
         raise MissingSplitError(f"{root}: no captions of the {split} split; expected {split}_captions.csv")
     path = root / f"{spelling}_captions.csv"
     licences = _licences(root / "license_information.csv")
-    problems, left_out = Problems(path, "line"), Counter[str]()
     folders = (spelling, f"{spelling}_images", f"{spelling}_images/{spelling}", "images")
-    ids, images = Ids(), ImageFinder(root, [f"{folder}/{{name}}" for folder in folders])
-    for number, row in read_csv(path, problems, ("id", "caption")):
-        name, caption = row["id"].strip(), text_of(row, "caption", number, problems)
-        image = images.find_or_note(f"{name}.jpg" if name else "", number, problems)
-        ids.add(name, number)
-        if not image or caption is None:
-            continue
-        if not caption:
-            left_out[EMPTY] += 1
-        else:
-            yield Sample(name, "caption", [image], "", [caption], image_id=name, licence=licences.get(name, ""))
-    ids.note_repeats(problems)
-    problems.raise_if_any()
-    log_left_out(path, split, left_out)
+    places = [f"{folder}/{{name}}" for folder in folders]
+    yield from read_caption_table(path, split, read_csv, places, licences)
 
 
 def _licences(path: Path) -> dict[str, str]:

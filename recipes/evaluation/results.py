@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PeFoMedError
+from ..staging import whole_file
 
 SCHEMA = "pefomed-results/1"
 FLOAT_DIGITS = 10  # differences beyond are those of a machine's summation order
@@ -129,11 +130,8 @@ def write_json(path: str | os.PathLike[str], results: Results) -> None:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file in one step, with the folders it needs."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".tmp")
-    staged.write_text(text, encoding="utf-8")
-    os.replace(staged, path)
+    with whole_file(path) as staged:
+        staged.write_text(text, encoding="utf-8")
 
 
 def read_results(path: str | os.PathLike[str]) -> Results:

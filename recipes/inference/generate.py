@@ -22,11 +22,11 @@ from transformers import AutoProcessor, DynamicCache
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor, shared_prefix_length
 
-from ..adapter_folders import adapter_folder, load_adapter
-from ..adapter_models import ProjectorPeftModel
-from ..bases import load_base_model
 from ..devices import default_dtype
 from ..errors import PeFoMedError
+from ..models.adapter_folders import adapter_folder, load_adapter
+from ..models.adapter_models import ProjectorPeftModel
+from ..models.bases import load_base_model
 from .switching import BASE, can_mix, check_methods, check_names, switched
 
 # Longest answers in tokens, by task.

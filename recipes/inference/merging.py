@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,11 @@ from transformers import AutoModelForImageTextToText
 
 from modeling_pefomed import PeFoMedForConditionalGeneration
 
-from ..adapter_folders import adapter_folder, load_adapter
-from ..adapter_models import own_class
-from ..bases import quantization_of
 from ..errors import PeFoMedError
+from ..models.adapter_folders import adapter_folder, load_adapter
+from ..models.adapter_models import own_class
+from ..models.bases import quantization_of
+from ..staging import whole_folder
 from .generate import adapter_base, load_processor
 
 
@@ -50,15 +49,9 @@ def merge_adapter(adapter: str | Path, out: Path, dtype: torch.dtype | None = No
     if quantization_of(base) != "none":
         raise PeFoMedError(f"{adapter}: its base is in 4 bits; name the base as it was before in adapter_config.json")
     merged = merge_layers(load_adapter(base, folder, trainable=False))
-    staged = out.with_name(out.name + ".partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    try:
+    with whole_folder(out) as staged:
         merged.save_pretrained(staged)
         processor.save_pretrained(staged)
-        os.replace(staged, out)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return out
 
 

@@ -11,8 +11,8 @@ from peft import PeftConfig, PeftModel
 
 from modeling_pefomed import PeFoMedForConditionalGeneration
 
-from ..adapter_models import CHANGE_THE_BASE, own_class
 from ..errors import ConfigError, PeFoMedError, did_you_mean
+from ..models.adapter_models import CHANGE_THE_BASE, own_class
 
 # PEFT's name for no adapter at all.
 BASE = "__base__"

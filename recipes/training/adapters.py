@@ -9,10 +9,10 @@ from peft import PeftModel, get_peft_model
 
 from modeling_pefomed import PeFoMedForConditionalGeneration
 
-from ..adapter_folders import check_quantized
-from ..adapter_models import own_class, train_in_float32
-from ..bases import base_fingerprint
 from ..errors import PeFoMedError
+from ..models.adapter_folders import check_quantized
+from ..models.adapter_models import own_class, train_in_float32
+from ..models.bases import base_fingerprint
 from .peft_methods import peft_config
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..errors import PeFoMedError
+from ..staging import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +107,8 @@ class CompleteCheckpointCallback(TrainerCallback):
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file() and p.name != COMPLETE}
-        staged = folder / (COMPLETE + ".tmp")
-        staged.write_text(json.dumps({"step": state.global_step, "files": sizes}), encoding="utf-8")
-        staged.replace(folder / COMPLETE)
+        with whole_file(folder / COMPLETE) as staged:
+            staged.write_text(json.dumps({"step": state.global_step, "files": sizes}), encoding="utf-8")
 
 
 def is_complete(checkpoint: Path) -> bool:

@@ -8,8 +8,6 @@ files: the image transform, the grid of patches, a bias of the head, padding and
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from modeling_pefomed import PeFoMedConfig, PeFoMedForConditionalGeneration, PeF
 from modeling_pefomed.tokenization_pefomed import load_tokenizer
 
 from ..errors import ConfigError, PeFoMedError
+from ..staging import whole_folder
 
 COMPOSE_RECORD = "compose.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -299,17 +298,11 @@ def save_base(
     Args:
         record: what `compose.json` shall say; no such file without it.
     """
-    staged = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(staged, ignore_errors=True)
-    try:
+    with whole_folder(folder, replace=True) as staged:
         model.save_pretrained(staged)
         processor.save_pretrained(staged)
         if record is not None:
             (staged / COMPOSE_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(staged, folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def published_dtype(llm: str) -> torch.dtype:

@@ -12,8 +12,6 @@ import contextlib
 import importlib.util
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +25,7 @@ from ..data.phantoms import write_phantoms
 from ..devices import default_dtype
 from ..errors import PeFoMedError
 from ..records import TASKS
+from ..staging import whole_folder
 from .composing import build_base, save_base
 from .stage0 import StageZeroSettings, load_projector, pretrain_tower, random_tower
 
@@ -73,11 +72,9 @@ def embedded_llm(cache: Path | None = None) -> Path:
             del config.quantization_config
         model = LlamaForCausalLM(config)
         model.load_state_dict(quantised.state_dict())
-        staged = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(staged, ignore_errors=True)
-        model.to(torch.bfloat16).save_pretrained(staged)  # 4-bit weights lose nothing that matters in bfloat16
-        AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(staged)
-    os.replace(staged, folder)
+        with whole_folder(folder, replace=True) as staged:
+            model.to(torch.bfloat16).save_pretrained(staged)  # 4-bit weights lose nothing that matters in bfloat16
+            AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(staged)
     return folder
 
 

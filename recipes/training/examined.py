@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoProcessor
 
 from modeling_pefomed import PeFoMedConfig, PeFoMedImageProcessor, PeFoMedProcessor
 
-from ..adapter_folders import adapter_folder
 from ..errors import PeFoMedError
+from ..models.adapter_folders import adapter_folder
 
 PARTS = {"vision_tower": "vision tower", "multi_modal_projector": "projector", "": "language model"}
 

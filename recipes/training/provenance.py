@@ -6,7 +6,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ import torch
 
 from ..data.image_facts import encoded_size
 from ..records import Sample
+from ..staging import whole_file
 
 PACKAGES = (
     "pefomed",
@@ -95,6 +95,5 @@ def utc_now() -> str:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON so that the file appears only when it is whole."""
-    staged = path.with_name(path.name + ".tmp")
-    staged.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
-    os.replace(staged, path)
+    with whole_file(path) as staged:
+        staged.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")

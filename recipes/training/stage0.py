@@ -12,8 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +31,7 @@ from modeling_pefomed import PeFoMedImageProcessor, group_patch_tokens
 
 from ..data.phantoms import case_seed, draw_phantom, facts, render_phantom
 from ..errors import PeFoMedError
+from ..staging import whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -246,13 +245,11 @@ def pretrain_tower(folder: Path, llm: str, settings: StageZeroSettings) -> dict[
         "parameters": sum(p.numel() for p in model.tower.parameters()),
         **_measure(model.eval(), vocabulary, settings),
     }
-    staged = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    model.tower.save_pretrained(staged)
-    save_file({name: value.contiguous() for name, value in model.projector.state_dict().items()}, staged / PROJECTOR)
-    (staged / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(staged, folder)
+    projector = {name: value.contiguous() for name, value in model.projector.state_dict().items()}
+    with whole_folder(folder, replace=True) as staged:
+        model.tower.save_pretrained(staged)
+        save_file(projector, staged / PROJECTOR)
+        (staged / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
 
 

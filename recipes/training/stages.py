@@ -31,14 +31,14 @@ from transformers import (
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 from modeling_pefomed.processing_pefomed import clean_as_released
 
-from ..adapter_folders import load_adapter
-from ..bases import check_base, load_base_model, quantization_of
 from ..data.datasets_index import load_samples
 from ..data.images import load_image
 from ..data.instructions import render_instruction
 from ..data.mixture import load_mixture, mix_rows
 from ..devices import default_dtype
 from ..errors import ConfigError, PeFoMedError
+from ..models.adapter_folders import load_adapter
+from ..models.bases import check_base, load_base_model, quantization_of
 from ..records import Sample
 from .adapters import add_adapter
 from .arguments import RecipeArguments, StageConfig, parse_arguments, resolved

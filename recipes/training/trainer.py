@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer
 from trl import SFTTrainer
 
-from ..adapter_models import train_in_float32
-from ..bases import quantization_of, write_fingerprint
+from ..models.adapter_models import train_in_float32
+from ..models.bases import quantization_of, write_fingerprint
 from .schedule import build_schedule
 
 

@@ -24,27 +24,12 @@ from pefomed_recipes.data.tallies import SplitTally, length_summary
 from pefomed_recipes.errors import ConfigError
 from pefomed_recipes.records import Sample
 
-from .conftest import DataCheck
+from .conftest import DataCheck, check, found, shared
+from .fixtures.dicom_files import RAMP, dicom_of, encoded
 from .fixtures.vqa_rad import write_vqa_rad_prepared
 from .small_sets import two_view_studies, write_image, write_set
 
 Rows = Mapping[str, Any]
-
-
-def check(root: Path, **options: Any) -> Check:
-    """Check a folder of JSON lines in this process."""
-    return check_dataset("jsonl", root, workers=1, **options)
-
-
-def found(checked: Check, kind: str) -> list[tuple[str, list[str]]]:
-    """The findings of a kind, as (split, names)."""
-    return [(f["split"], f["names"]) for f in checked.report["findings"] if f["kind"] == kind]
-
-
-def shared(checked: Check, by: str) -> dict[str, Any] | None:
-    """What the test split shares with the training split."""
-    entries = [e for e in checked.report["leakage"] if e["by"] == by and e["splits"] == ["train", "test"]]
-    return entries[0] if entries else None
 
 
 # ------------------------------------------------------------------------------------------------------------- leaks
@@ -115,6 +100,17 @@ def test_missing_and_corrupt_images_are_named_each_once(tmp_path: Path) -> None:
     assert checked.report["images"]["good"] == 1
     assert str(tmp_path) not in json.dumps(checked.report)
     assert check(root, allow=["missing", "corrupt"]).report["passed"]
+
+
+def test_dicom_images_that_may_show_text_are_named(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name, modality in (("a", "US"), ("b", "CT")):
+        (tmp_path / f"images/{name}.dcm").write_bytes(encoded(dicom_of(RAMP, Modality=modality)))
+    rows = [{"image": f"images/{name}.dcm"} for name in "ab"]
+    report = check(write_set(tmp_path, {"train": [*rows, {}]})).report
+    assert report["images"]["may_hold_text"] == {"count": 1, "names": ["images/a.dcm"]}
+    assert "1 DICOM images may show text" in as_markdown(report)
+    assert "- images/a.dcm" in as_markdown(report)
 
 
 def test_every_image_is_decoded_exactly_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,34 +13,18 @@ from typing import Any
 
 import pytest
 
-from pefomed_recipes.data.checks import Check, check_dataset
+from pefomed_recipes.data.checks import check_dataset
 from pefomed_recipes.data.datasets_index import stream_samples
 from pefomed_recipes.data.reading import DatasetError
 from pefomed_recipes.data.resplitting import assign_groups, write_disjoint_split
 from pefomed_recipes.errors import PeFoMedError
 from pefomed_recipes.records import Sample
 
-from .conftest import DataCheck
+from .conftest import DataCheck, check, found, shared
 from .fixtures.vqa_rad import write_vqa_rad_hub, write_vqa_rad_osf, write_vqa_rad_prepared
 from .small_sets import write_set
 
 Rows = Mapping[str, Any]
-
-
-def check(root: Path, **options: Any) -> Check:
-    """Check a folder of JSON lines in this process."""
-    return check_dataset("jsonl", root, workers=1, **options)
-
-
-def found(checked: Check, kind: str) -> list[tuple[str, list[str]]]:
-    """The findings of a kind, as (split, names)."""
-    return [(f["split"], f["names"]) for f in checked.report["findings"] if f["kind"] == kind]
-
-
-def shared(checked: Check, by: str) -> dict[str, Any] | None:
-    """What the test split shares with the training split."""
-    entries = [e for e in checked.report["leakage"] if e["by"] == by and e["splits"] == ["train", "test"]]
-    return entries[0] if entries else None
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
-from pefomed_recipes.adapter_folders import load_adapter
 from pefomed_recipes.errors import PeFoMedError
 from pefomed_recipes.inference.merging import merge_adapter
+from pefomed_recipes.models.adapter_folders import load_adapter
 from pefomed_recipes.training.adapters import add_adapter
 
 from ..modeling.tiny import ask, draw_image, encode

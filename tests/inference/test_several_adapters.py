@@ -15,10 +15,10 @@ from peft import PeftModel
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 from pefomed_recipes import cli
-from pefomed_recipes.bases import base_fingerprint, write_fingerprint
 from pefomed_recipes.errors import ConfigError, PeFoMedError
 from pefomed_recipes.inference.generate import Request, generate_answers, load_adapters, load_model
 from pefomed_recipes.inference.switching import BASE, can_mix, check_names
+from pefomed_recipes.models.bases import base_fingerprint, write_fingerprint
 from pefomed_recipes.training.adapters import add_adapter
 
 from ..modeling.tiny import ask, draw_image, encode

@@ -12,8 +12,8 @@ from peft import PeftModel
 from transformers import CLIPConfig, Phi3Config
 
 from modeling_pefomed import PeFoMedConfig, PeFoMedForConditionalGeneration, PeFoMedProcessor
-from pefomed_recipes.adapter_folders import load_adapter
 from pefomed_recipes.errors import PeFoMedError
+from pefomed_recipes.models.adapter_folders import load_adapter
 from pefomed_recipes.training.adapters import add_adapter
 
 from ..modeling.tiny import ask, build_config, build_model, build_processor, draw_image, encode, text_config

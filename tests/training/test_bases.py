@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from modeling_pefomed import PeFoMedForConditionalGeneration
-from pefomed_recipes.adapter_folders import load_adapter
-from pefomed_recipes.bases import FINGERPRINT, base_fingerprint, check_base, write_fingerprint
 from pefomed_recipes.errors import PeFoMedError
+from pefomed_recipes.models.adapter_folders import load_adapter
+from pefomed_recipes.models.bases import FINGERPRINT, base_fingerprint, check_base, write_fingerprint
 from pefomed_recipes.training.adapters import add_adapter
 
 pytestmark = pytest.mark.integration

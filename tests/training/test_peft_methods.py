@@ -14,8 +14,8 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, Phi3Config
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
-from pefomed_recipes.adapter_folders import load_adapter
 from pefomed_recipes.errors import PeFoMedError
+from pefomed_recipes.models.adapter_folders import load_adapter
 from pefomed_recipes.records import Sample
 from pefomed_recipes.training.adapters import add_adapter
 from pefomed_recipes.training.callbacks import frozen_fingerprint

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from pefomed_recipes.adapter_folders import load_adapter
-from pefomed_recipes.adapter_models import ProjectorPeftModel
 from pefomed_recipes.data.datasets_index import load_samples
 from pefomed_recipes.data.images import load_image
 from pefomed_recipes.errors import ConfigError
 from pefomed_recipes.inference.generate import Request, generate_answers, load_model
+from pefomed_recipes.models.adapter_folders import load_adapter
+from pefomed_recipes.models.adapter_models import ProjectorPeftModel
 from pefomed_recipes.training import stages
 from pefomed_recipes.training.callbacks import AdaLoraCallback, LossCurveCallback
 from pefomed_recipes.training.collator import PackedRowCollator

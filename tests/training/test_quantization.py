@@ -14,10 +14,10 @@ from bitsandbytes.nn import Params4bit
 from transformers import AutoProcessor
 
 from modeling_pefomed import PeFoMedForConditionalGeneration
-from pefomed_recipes import bases
-from pefomed_recipes.adapter_folders import load_adapter
 from pefomed_recipes.errors import PeFoMedError
 from pefomed_recipes.inference.generate import Request, generate_answers, load_model
+from pefomed_recipes.models import bases
+from pefomed_recipes.models.adapter_folders import load_adapter
 from pefomed_recipes.training.adapters import add_adapter
 from pefomed_recipes.training.callbacks import frozen_fingerprint
 from pefomed_recipes.training.peft_methods import METHODS

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from modeling_pefomed import PeFoMedForConditionalGeneration
 
-from .errors import PeFoMedError
+from ..errors import PeFoMedError
+from ..staging import whole_file
 
 FINGERPRINT = "base_fingerprint.json"
 QUANTIZATIONS = ("none", "nf4")
@@ -100,10 +100,8 @@ def _part(base: PeFoMedForConditionalGeneration, name: str) -> str:
 
 def write_fingerprint(folder: str | Path, fingerprint: dict[str, str]) -> None:
     """Write the fingerprint of an adapter's base beside the adapter."""
-    path = Path(folder) / FINGERPRINT
-    staged = path.with_name(path.name + ".tmp")
-    staged.write_text(json.dumps(fingerprint, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(staged, path)
+    with whole_file(Path(folder) / FINGERPRINT) as staged:
+        staged.write_text(json.dumps(fingerprint, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def check_base(folder: Path, found: dict[str, str], named: str | None) -> None:

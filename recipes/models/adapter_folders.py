@@ -12,9 +12,9 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from modeling_pefomed import PeFoMedForConditionalGeneration
 
+from ..errors import PeFoMedError
 from .adapter_models import CHANGE_THE_BASE, WEIGHTS, own_class, train_in_float32
 from .bases import FINGERPRINT, base_fingerprint, check_base, quantization_of
-from .errors import PeFoMedError
 
 
 def check_quantized(base: PeFoMedForConditionalGeneration, config: PeftConfig) -> None:

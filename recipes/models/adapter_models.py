@@ -27,7 +27,7 @@ from transformers import DynamicCache
 
 from modeling_pefomed import PeFoMedForConditionalGeneration
 
-from .errors import PeFoMedError
+from ..errors import PeFoMedError
 
 WEIGHTS = "adapter_model.safetensors"
 # Starts of LoRA that take something out of the base's weights.
