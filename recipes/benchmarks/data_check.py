@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+from .quickstart_cost import RESULTS, measured
+
 ROWS, IMAGES, SIZE_PX = 20_000, 2_000, 224
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 ASKED = (
@@ -62,18 +60,7 @@ def measure(root: Path, out: Path, workers: int) -> dict[str, Any]:
     """
     command = [sys.executable, "-m", "pefomed_recipes.cli", "data", "check", "jsonl"]
     command += ["--root", str(root), "--out", str(out), "--workers", str(workers)]
-    started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return {
-        "workers": workers,
-        "seconds": round(time.monotonic() - started, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "largest_process_mib": round(usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)),
-    }
+    return {"workers": workers, **measured(command)}
 
 
 def main() -> None:
