@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .quickstart_cost import RESULTS, measured
+from .measuring import RESULTS, measured
 
 ROWS, IMAGES, SIZE_PX = 20_000, 2_000, 224
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}

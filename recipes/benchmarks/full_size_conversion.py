@@ -32,7 +32,7 @@ from modeling_pefomed.weight_names_pefomed import LANGUAGE_MODEL, POSITIONS, POS
 from modeling_pefomed.weight_shapes_pefomed import adapter_shapes, build_skeleton, shapes_of
 
 from ..training.provenance import code_commit, environment, write_json
-from .quickstart_cost import RESULTS, measured
+from .measuring import RESULTS, measured
 
 NAME = "full_size_conversion--fp16"
 MAX_SHARD_BYTES = 9_980_000_000  # LLaMA-2-7B as it is published: two files

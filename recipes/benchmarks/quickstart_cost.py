@@ -11,41 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 from ..devices import default_dtype
 from ..training.provenance import code_commit, environment, write_json
+from .measuring import RESULTS, measured
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 STAGES = ("stage1", "stage2")
-
-
-def measured(command: list[str]) -> dict[str, Any]:
-    """Run a command to success; return its wall time and CPU time in seconds and its peak memory in MiB.
-
-    A child counts the memory of the process that starts it until its own program runs: 0.2 GiB, here.
-
-    Raises:
-        subprocess.CalledProcessError: it failed.
-    """
-    started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return {
-        "seconds": round(time.monotonic() - started, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "peak_memory_mib": round(usage.ru_maxrss / unit),
-    }
 
 
 def keep_results(run: Path, name: str, folder: Path = RESULTS) -> None:

@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+from .measuring import RESULTS
+
 ROWS = (10_000, 1_000_000)
 FORMS = ("csv", "jsonl", "imagefolder", "mimic_diff_vqa")
 COLUMNS = ("image", "question", "answer", "answer_type", "question_type", "id", "patient_id")

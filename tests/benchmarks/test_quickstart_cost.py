@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pefomed_recipes.benchmarks.quickstart_cost import keep_results, main, measured
+from pefomed_recipes.benchmarks.measuring import measured
+from pefomed_recipes.benchmarks.quickstart_cost import keep_results, main
 
 
 def test_time_and_memory_are_those_of_the_command() -> None:
