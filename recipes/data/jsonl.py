@@ -24,7 +24,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ConfigError, PeFoMedError, did_you_mean
 from ..records import TASKS, Sample
@@ -38,9 +38,6 @@ from .reading import (
     canonical_split,
     is_absent,
 )
-
-if TYPE_CHECKING:
-    pass
 
 # Which keys a line of each task must have: the text given, then the text wanted.
 TASK_KEYS = {"vqa": ("question", "answer"), "caption": ("caption",), "report": ("report",), "refer": ("phrase", "box")}

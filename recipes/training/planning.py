@@ -70,9 +70,6 @@ class DataSizes:
 MODES = [Mode(quantization, checkpointing) for quantization in ("none", "nf4") for checkpointing in (False, True)]
 
 
-MODES = [Mode(quantization, checkpointing) for quantization in ("none", "nf4") for checkpointing in (False, True)]
-
-
 @dataclass(frozen=True)
 class Plan:
     """A configuration, and what it was estimated to need."""
