@@ -48,6 +48,29 @@ REPORT_REQUESTS = (
     "Read this study and report on it in full.",
     "As the reading radiologist, write up this examination as a report.",
 )
+# Further wordings for the sets whose images are all of one kind: figures of articles, or chest X-rays. They are drawn
+# from beside their task's; the one used at test stays the task's first.
+_FIGURES = (
+    "This figure is from a medical article: write its caption.",
+    "Which caption would an author put under this figure?",
+    "Caption this figure for a reader who has not seen the article.",
+)
+_CHEST_CAPTIONS = (
+    "Say in brief what this chest X-ray shows.",
+    "Caption this chest X-ray in one or two sentences.",
+    "Sum up this radiograph of the chest.",
+)
+_CHEST_REPORTS = (
+    "Report on this chest X-ray: heart, lungs, pleura and bones.",
+    "Write the report of this radiograph of the chest.",
+    "Prepare findings and impression of this chest X-ray as a report.",
+)
+DATASET_REQUESTS = {
+    **{(name, "caption"): _FIGURES for name in ("roco", "rocov2", "clef_caption", "medicat")},
+    ("mimic_cxr", "caption"): _CHEST_CAPTIONS,
+    ("mimic_cxr", "report"): _CHEST_REPORTS,
+    ("iu_xray", "report"): _CHEST_REPORTS,
+}
 # The released code's pools by meaning: 17 for captions; 15 for reports, some of which ask for less than the report
 # that is to be the answer. Drawn from with `template: released` only.
 RELEASED_CAPTION_REQUESTS = (
@@ -111,12 +134,13 @@ def render_instruction(
 ) -> str:
     """Return the text that follows the task identifier.
 
-    A caption or report sample that brings its own request keeps it. Otherwise a request is drawn from the pool in
-    training, and the pool's first one stands at test. At test, `mixed` means `short_answer`, as in the paper; `plain`
-    and `short_answer` hold in both, so that a model is asked as it was trained.
+    A caption or report sample that brings its own request keeps it. Otherwise a request is drawn in training from the
+    pools of its task and of its data set, and the task's first one stands at test. At test, `mixed` means
+    `short_answer`, as in the paper; `plain` and `short_answer` hold in both, so that a model is asked as it was
+    trained.
 
     Args:
-        sample: `instruction` holds the raw question, phrase or request.
+        sample: `instruction` holds the raw question, phrase or request, `source` the data set's slug.
         training: whether wordings are drawn.
         instruction: for `vqa`, see [`vqa_instruction`].
         seed: with the sample's id, decides every draw.
@@ -139,12 +163,14 @@ def render_instruction(
         )
     if sample.instruction.strip():
         return sample.instruction
-    requests: tuple[str, ...]
-    if sample.task == "caption":
-        requests = RELEASED_CAPTION_REQUESTS if released else CAPTION_REQUESTS
+    requests: tuple[str, ...] = CAPTION_REQUESTS if sample.task == "caption" else REPORT_REQUESTS
+    if not training:
+        return requests[0]
+    if released:
+        requests = RELEASED_CAPTION_REQUESTS if sample.task == "caption" else RELEASED_REPORT_REQUESTS
     else:
-        requests = RELEASED_REPORT_REQUESTS if released else REPORT_REQUESTS
-    return _draw(requests, seed, sample.id) if training else requests[0]
+        requests += DATASET_REQUESTS.get((sample.source, sample.task), ())
+    return _draw(requests, seed, sample.id)
 
 
 def format_box(box: Sequence[int]) -> str:

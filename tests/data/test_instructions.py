@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections import Counter
 
 import pytest
 
+from pefomed_recipes.data.datasets_index import SOURCES
 from pefomed_recipes.data.instructions import (
     CAPTION_REQUESTS,
+    DATASET_REQUESTS,
     RELEASED_CAPTION_REQUESTS,
     RELEASED_REPORT_REQUESTS,
     REPORT_REQUESTS,
@@ -95,6 +98,21 @@ def test_the_released_codes_pools_have_its_sizes_and_are_drawn_from_when_asked_f
     rows = [sample(task, id=str(n)) for n in range(600)]
     assert {render_instruction(row, training=True, released=True) for row in rows} == set(pool)
     assert len(set(pool)) == size
+
+
+@pytest.mark.parametrize(("source", "task"), DATASET_REQUESTS)
+def test_a_data_sets_own_wordings_are_drawn_in_training_only(source, task):
+    general = CAPTION_REQUESTS if task == "caption" else REPORT_REQUESTS
+    rows = [dataclasses.replace(sample(task, id=str(n)), source=source) for n in range(600)]
+    drawn = {render_instruction(row, training=True) for row in rows}
+    assert drawn == {*general, *DATASET_REQUESTS[source, task]} > set(general)
+    assert {render_instruction(row, training=False) for row in rows} == {general[0]}
+    assert not {render_instruction(row, training=True, released=True) for row in rows} & (drawn - set(general))
+
+
+def test_data_sets_with_own_wordings_are_known_and_have_the_task():
+    for slug, task in DATASET_REQUESTS:
+        assert {task, "report"} & set(SOURCES[slug].tasks)  # where there is nothing else, reports serve as captions
 
 
 def test_every_report_request_asks_for_a_report():
