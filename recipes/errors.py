@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -28,8 +29,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def one_line_errors() -> Iterator[None]:
     """End the program on a user's mistake with one line on stderr: exit code 2 for settings, 1 for everything else.
 
-    `--debug` on the command line (or PEFOMED_DEBUG=1) shows the traceback instead.
+    `--debug` on the command line (or PEFOMED_DEBUG=1) shows the traceback instead. Meanwhile the project's own log
+    goes to stderr, that of the main process only.
     """
+    if os.environ.get("RANK", "0") == "0" and logging.lastResort is not None:
+        logging.getLogger(__package__).setLevel(logging.INFO)
+        logging.lastResort.setLevel(logging.INFO)  # the handler that stands in where a program has set up none
     try:
         yield
     except PeFoMedError as error:

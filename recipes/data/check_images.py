@@ -25,6 +25,7 @@ class ImageChecks:
         self.root = root
         self.images = images
         self.pictures: dict[str, Picture] = {}  # by the fingerprint of their pixels
+        self.pixels: dict[str, str] = {}  # that fingerprint, by path
         self.unusable: dict[str, list[str]] = {"missing": [], "corrupt": []}
         self.thumbnails: dict[str, Image.Image] = {}  # by path
         self.sides: list[tuple[int, int]] = []
@@ -36,16 +37,23 @@ class ImageChecks:
         for path, facts in examine_images(list(shown_in), thumbnails=thumbnails, workers=workers):
             name = relative_name(path, self.root)
             if facts.state != "good":
-                self.unusable[facts.state].append(f"{name} ({facts.problem})" if facts.state == "corrupt" else name)
+                where = ", ".join(f"{split} {first}" for split, first in shown_in[path].items())
+                problem = f"{facts.problem}; " if facts.state == "corrupt" else ""
+                self.unusable[facts.state].append(f"{name} ({problem}{where})")
                 continue
             self.sides.append((facts.width, facts.height))
             if facts.may_hold_text:
                 self.may_hold_text.add(name)
             if facts.thumbnail:
                 self.thumbnails[path] = facts.thumbnail
+            self.pixels[path] = facts.pixels
             picture = self.pictures.setdefault(facts.pixels, Picture(facts.hash, facts.look))
             for split in shown_in[path]:
                 picture.names.setdefault(split, []).append(name)
+
+    def pixels_by_key(self) -> dict[str, str]:
+        """Return the fingerprint of each image's pixels by what samples know the image by."""
+        return {key: self.pixels[path] for key, (path, _) in self.images.items() if path in self.pixels}
 
     def findings(self) -> Iterator[dict[str, Any]]:
         """Yield images that cannot be used, by name, and pictures that are in one split under several names."""

@@ -61,7 +61,7 @@ class TextChecks:
         """
         with _warnings_of_readers() as notes:
             self._read(dataset, language, count_tokens)
-        self.notes = [note.replace(os.path.join(self.root, ""), "") for note in notes]
+        self.notes = [self._below_root(note) for note in notes]
 
     def _read(self, dataset: str, language: str | None, count_tokens: Callable[[str], int] | None) -> None:
         baseline, absent = MajorityBaseline(), []
@@ -78,13 +78,19 @@ class TextChecks:
             except MissingSplitError as error:
                 absent.append(str(error))
             except DatasetError as error:
-                self.unread[split] = str(error).replace(os.path.join(self.root, ""), "")
+                self.unread[split] = self._below_root(str(error))
             except ValueError:
                 pass  # no questions to take a baseline from
             if tally.samples:
                 self.tallies[split] = tally
         if not self.tallies:
             raise DatasetError("\n".join([*self.unread.values(), *absent]))
+
+    def _below_root(self, text: str) -> str:
+        """Return a message in which files are named below the data set's folder: reports tell nothing of a machine."""
+        for prefix in (os.path.join(self.root, ""), f"{self.root}: "):
+            text = text.replace(prefix, "")
+        return text.replace(self.root, "the folder")
 
     def _counted(self, samples: Iterator[Sample], split: str, tally: SplitTally) -> Iterator[Sample]:
         """Yield samples on, counted in."""
@@ -129,12 +135,17 @@ class TextChecks:
 
     def spread(self, count: int) -> list[str]:
         """Return the paths of up to `count` images at even distances, as many of each split as of the others."""
+        paths = {split: [path for path, splits in self.images.values() if split in splits] for split in self.tallies}
+        wanted, left = {}, count
+        for number, split in enumerate(sorted(paths, key=lambda split: len(paths[split]))):
+            wanted[split] = min(len(paths[split]), -(-left // (len(paths) - number)))  # what few leave, many take
+            left -= wanted[split]
         chosen: dict[str, None] = {}
-        for split in self.tallies:
-            paths = [path for path, splits in self.images.values() if split in splits]
-            wanted = min(len(paths), -(-count // len(self.tallies)))
-            chosen |= {paths[at * len(paths) // wanted]: None for at in range(wanted)}
-        return list(chosen)[:count]
+        for split, of_split in paths.items():
+            fresh = [path for path in of_split if path not in chosen]
+            number = min(wanted[split], len(fresh))
+            chosen |= {fresh[at * len(fresh) // number]: None for at in range(number)}
+        return list(chosen)
 
     def baseline_shares(self) -> dict[str, dict[str, Any]]:
         """Return for each split and answer type the share that the baseline gets right, and of how many."""

@@ -104,7 +104,7 @@ def check_dataset(
         "near_duplicates": images.near(),
         "text_only_baseline": texts.baseline_shares(),
         "answers_not_seen_in_training": texts.unseen_shares(),
-        "labels_to_review": texts.review.findings() if texts.review else [],
+        "labels_to_review": texts.review.findings(images.pixels_by_key()) if texts.review else [],
     }
     return Check(report, [(images.thumbnails.get(path), texts.captions[path]) for path in chosen])
 

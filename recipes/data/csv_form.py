@@ -66,6 +66,11 @@ def table_rows(
     """
     delimiter, header = _read_header(path)
     unknown = [f"{name[:40]!r}{did_you_mean(name, known)}" for name in header if name not in known]
+    if len(unknown) == len(header):  # a row of data, whose texts are nobody's business
+        raise DatasetError(
+            f"{path}, line 1: none of its {len(header)} cells names a column; expected a first line with some of "
+            f"{', '.join(known)}"
+        )
     if unknown:
         raise DatasetError(f"{path}: unknown columns {', '.join(unknown)}; expected some of {', '.join(known)}")
     twice = sorted({name for name in header if header.count(name) > 1})

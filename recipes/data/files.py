@@ -114,6 +114,8 @@ def require_columns(path: Path, header: Sequence[str], columns: Sequence[str]) -
     missing = [name for name in columns if name not in header]
     if missing:
         found = ", ".join(name[:40] for name in header[:20]) or "an empty file"
+        if header and len(missing) == len(columns):  # perhaps a row of data, whose texts are nobody's business
+            found = f"{len(header)} other columns in the first line"
         raise DatasetError(f"{path}: no column {', '.join(missing)}; found {found}")
 
 

@@ -199,7 +199,11 @@ def _load_picture(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
                 f"{name}: declares {width} x {height} pixels, expected at most {max_pixels:,}; "
                 "scale it down or cut it into tiles"
             )
+        is_deep_colour = any(";16" in str(tile.args) for tile in image.tile) and image.mode in ("LA", "RGB", "RGBA")
         image.load()
+        # Pillow keeps the upper half of 16 bits, which is dark or nothing where 12 are used.
+        if is_deep_colour and max(high for _, high in image.getextrema()[: len(image.mode.rstrip("A"))]) < 128:
+            raise ImageError(f"{name}: 16 bits a channel of which only the lower ones are used; export it with 8 bits")
         return _to_rgb(image, name)
 
 
@@ -323,7 +327,8 @@ def _describe(head: bytes) -> str:
         if head.startswith(signature):
             return kind
     if _format_of(head):
-        return f"damaged or truncated {_format_of(head)} data"
+        also = ", or of a kind of samples that cannot be read (64-bit floats, colours as floats)"
+        return f"damaged or truncated {_format_of(head)} data{also if _format_of(head) == 'TIFF' else ''}"
     return _UNKNOWN
 
 

@@ -10,13 +10,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
 from ..answers import normalize_answer
 from ..records import Sample
-from .tallies import fingerprint, image_keys
+from .tallies import image_keys
 
 MIN_ANSWERS = 10  # to a question, before any of them can be an outlier
 RECURRING = 3  # times that an answer is given to a question, to count as one of its usual ones
@@ -34,8 +34,7 @@ class LabelReview:
     def __init__(self, *, show_text: bool = False) -> None:
         self.show_text = show_text
         # (images, question) -> answer -> ids
-        self.asked: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-        self.questions: dict[int, str] = {}
+        self.asked: dict[tuple[tuple[str, ...], str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         # question -> answer -> times; and who gave an answer first
         self.answers: dict[str, Counter[str]] = defaultdict(Counter)
         self.givers: dict[tuple[str, str], str] = {}
@@ -46,23 +45,29 @@ class LabelReview:
         if sample.task != "vqa" or not sample.answers:
             return
         question = normalize_answer(sample.instruction)
-        key = fingerprint(*image_keys(sample), "", question)
-        self.questions[key] = question
+        key = tuple(image_keys(sample)), question
         self.asked[key]["|".join(sorted({normalize_answer(answer) for answer in sample.answers}))].append(sample.id)
         answer = normalize_answer(sample.answers[0])
         self.answers[question][answer] += 1
         self.givers.setdefault((question, answer), sample.id)
         self.everywhere[answer] += 1
 
-    def findings(self) -> list[dict[str, Any]]:
-        """Return what is to be reviewed: `kind`, `ids`, and with `show_text` the `question` and `answers`."""
-        return [*self._conflicts(), *self._outliers()]
+    def findings(self, picture_of: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return what is to be reviewed: `kind`, `ids`, and with `show_text` the `question` and `answers`.
 
-    def _conflicts(self) -> Iterator[dict[str, Any]]:
-        for key, answers in self.asked.items():
+        Args:
+            picture_of: by an image's key the fingerprint of its pixels, so that copies count as one image.
+        """
+        return [*self._conflicts(picture_of), *self._outliers()]
+
+    def _conflicts(self, picture_of: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        joined: dict[tuple[tuple[str, ...], str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for (images, question), answers in self.asked.items():
+            for answer, ids in answers.items():
+                joined[tuple(picture_of.get(image, image) for image in images), question][answer] += ids
+        for (_, question), answers in joined.items():
             if len(answers) > 1:
-                ids = [id for given in answers.values() for id in given]
-                yield self._entry("conflict", ids, self.questions[key], list(answers))
+                yield self._entry("conflict", [id for ids in answers.values() for id in ids], question, list(answers))
 
     def _outliers(self) -> Iterator[dict[str, Any]]:
         for question, answers in self.answers.items():

@@ -54,10 +54,12 @@ def code_commit() -> str | None:
 
 
 def data_fingerprint(samples: Iterable[Sample]) -> dict[str, Any]:
-    """Return the number of samples and images, and a sha256 over the samples' contents and their images' sizes.
+    """Return the number of samples and images, and a sha256 over the samples' contents and their images' sizes, their
+    sources and licences, and whether any is `credentialed`, so that nothing made of it may leave the house.
 
     Image paths are left out: the same data in another folder has the same fingerprint.
     """
+    sources, licences, credentialed = set(), set(), False
     digest, count = hashlib.sha256(), 0
     images: dict[str, int] = {}
     for sample in samples:
@@ -68,7 +70,17 @@ def data_fingerprint(samples: Iterable[Sample]) -> dict[str, Any]:
         row["image_bytes"] = [images[path] for path in paths]
         digest.update(json.dumps(row, sort_keys=True).encode())
         count += 1
-    return {"samples": count, "images": len(images), "sha256": digest.hexdigest()}
+        sources.add(sample.source)
+        licences.add(sample.licence)
+        credentialed |= sample.credentialed
+    return {
+        "samples": count,
+        "images": len(images),
+        "sha256": digest.hexdigest(),
+        "sources": sorted(filter(None, sources)),
+        "licences": sorted(filter(None, licences)),
+        "credentialed": credentialed,
+    }
 
 
 def environment() -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_missing_and_corrupt_images_are_named_each_once(tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:60])
     (root / "images/train-2.png").write_text("<html>not here</html>", encoding="utf-8")
     checked = check(root)
-    assert found(checked, "missing") == [("", ["images/train-0.png"])]
+    assert found(checked, "missing") == [("", ["images/train-0.png (train train-1)"])]
     [(_, corrupt)] = found(checked, "corrupt")
     assert [name.split(" ")[0] for name in corrupt] == ["images/train-1.png", "images/train-2.png"]
     assert "HTML" in corrupt[1]
@@ -334,6 +334,22 @@ def test_reports_and_logs_hold_no_text_of_a_sample(
     assert "narwhal" in (tmp_path / "out" / "check.md").read_text(encoding="utf-8")
 
 
+def test_copies_of_an_image_with_other_answers_are_one_conflict(tmp_path: Path) -> None:
+    rows = [{"question": "Which side?", "answer": answer} for answer in ("left", "right")]
+    root = write_set(tmp_path / "data", {"train": rows})
+    (root / "images/train-1.png").write_bytes((root / "images/train-0.png").read_bytes())
+    reviewed = check(root).report["labels_to_review"]
+    assert reviewed == [{"kind": "conflict", "ids": ["train-1", "train-2"]}]
+
+
+def test_a_report_names_no_folder_of_the_machine(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "data", {"train": [{}], "validation": [{}]})
+    (root / "val.jsonl").write_bytes((root / "validation.jsonl").read_bytes())
+    report = check(root).report
+    assert "format" in {finding["kind"] for finding in report["findings"]}
+    assert str(tmp_path) not in json.dumps(report)
+
+
 def test_the_report_is_json_and_markdown_and_a_contact_sheet(tmp_path: Path) -> None:
     root = write_set(tmp_path / "data", {"train": [{} for _ in range(9)], "test": [{}, {}]})
     (root / "images/test-1.png").unlink()
@@ -341,8 +357,8 @@ def test_the_report_is_json_and_markdown_and_a_contact_sheet(tmp_path: Path) -> 
     folder = write_check(checked, tmp_path / "out")
     assert sorted(path.name for path in folder.iterdir()) == ["check.json", "check.md", "contact_sheet.png"]
     assert json.loads((folder / "check.json").read_text(encoding="utf-8"))["findings"] == checked.report["findings"]
-    assert [caption.split()[0] for _, caption in checked.sheet] == ["train"] * 3 + ["test"] * 2
-    assert [picture is None for picture, _ in checked.sheet] == [False] * 4 + [True]
+    assert [caption.split()[0] for _, caption in checked.sheet] == ["train"] * 4 + ["test"] * 2
+    assert [picture is None for picture, _ in checked.sheet] == [False] * 5 + [True]
     with Image.open(folder / "contact_sheet.png") as sheet:
         assert (sheet.format, sheet.width) == ("PNG", 5 * 244)
     write_check(Check(checked.report, []), folder)

@@ -118,7 +118,7 @@ def test_splits_are_found_by_name_and_missing_ones_held_out(tmp_path):
         ("\nimage,caption\n", "the first line is empty"),
         ("image,question,anwser\n", r"unknown columns 'anwser' \(did you mean answer\?\); expected some of image"),
         ("image,caption,Caption\n", "found the column 'caption' twice"),
-        ("caption\nx\n", "no column image; found caption"),
+        ("caption\nx\n", "no column image; found 1 other columns"),
         ("image,caption\n", "the file is empty; expected one sample a line"),
         ('image,"caption\n', "line 1: .*; expected the names of the columns"),
         ("image,caption\n".encode("utf-16"), "not UTF-8 text"),
@@ -193,3 +193,10 @@ def test_a_stream_of_datasets_has_the_same_samples_each_time(tmp_path):
     assert stream.features == sample_features()
     for _ in range(2):
         assert [Sample(**row) for row in stream] == read(tmp_path)
+
+
+def test_a_table_without_a_header_is_refused_without_its_texts(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("1.png,has mrs doe a fracture?,yes mrs doe has one\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match="line 1: none of its 3 cells names a column") as refused:
+        load_samples("csv", tmp_path, "train")
+    assert "doe" not in str(refused.value)

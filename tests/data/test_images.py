@@ -74,6 +74,27 @@ def test_16_bit_grey_is_rescaled_instead_of_cut(tmp_path, suffix):
     assert (np.diff(values.ravel().astype(int)) >= 0).all()
 
 
+def png_of_16_bits(rows: np.ndarray, colour_type: int) -> bytes:
+    """Return a PNG of 16 bits a channel, which Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = rows.shape[:2]
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("channels", "colour_type"), [(2, 4), (3, 2), (4, 6)])
+def test_16_bit_colours_in_12_bits_are_refused_instead_of_turned_black(channels, colour_type):
+    tones = np.linspace(0, 4095, 64 * channels).astype(np.uint16).reshape(8, 8, channels)
+    tones[..., -1] = tones[..., -1] if channels == 3 else 65535  # opaque
+    with pytest.raises(ImageError, match="16 bits a channel of which only the lower ones are used"):
+        load_image(png_of_16_bits(tones, colour_type))
+    assert pixels(load_image(png_of_16_bits(tones * 16, colour_type))).max() > 200
+
+
 def test_big_endian_16_bit_equals_little_endian(tmp_path):
     deep = (np.arange(4096, dtype=np.uint16) * 13).reshape(64, 64)
     header = struct.pack(">2sHI", b"MM", 42, 8)

@@ -82,5 +82,7 @@ def test_tables_that_are_none_are_refused_by_line(tmp_path):
     with pytest.raises(DatasetError, match=r"(?s)line 7: found 2 cells, expected 8.*line 8: the question is missing"):
         read(tmp_path)
     write_text(path, "a,b\n1,2\n")
-    with pytest.raises(DatasetError, match="no column figure_path, question, choice a; found a, b"):
+    with pytest.raises(
+        DatasetError, match="no column figure_path, question, choice a; found 2 other columns in the first line"
+    ):
         read(tmp_path)
