@@ -11,8 +11,11 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
+# Answers and questions repeat within a data set; those of the largest test split fit in.
+_REMEMBERED = 2**16
 NORMALIZER_VERSION = "pefomed-normalizer-1"
 
 YES_NO = ("yes", "no")
@@ -52,6 +55,7 @@ class Answerable(Protocol):
     question_types: list[str]
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def normalize_answer(text: str) -> str:
     """Return the spelling under which two answers are compared.
 
@@ -120,6 +124,7 @@ def is_exact_match(prediction: str, references: Iterable[str]) -> bool:
     return any(answer == normalize_answer(reference) for reference in references)
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def closed_options(question: str, reference: str) -> tuple[str, ...]:
     """Return the normalised answers that a closed question offers, or `()` where it names none.
 
@@ -160,6 +165,7 @@ def _trim_function_words(words: Sequence[str]) -> Sequence[str]:
     return words
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def parse_closed_answer(prediction: str, question: str, reference: str) -> str | None:
     """Return the one option that a reply to a closed question takes, normalised, or `None` (unparsed).
 

@@ -6,39 +6,12 @@ Works on any model's predictions and needs no GPU. The table goes to stdout.
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pefomed_recipes.errors import ConfigError, PeFoMedError
-
-
-def main(predictions: Path, control: list[str], train: Path | None, out: Path | None) -> int:
-    """Score, print the table and return the exit code: 0, 1 (bad input) or 2 (bad option)."""
-    from pefomed_recipes.evaluation.scoring import score
-    from pefomed_recipes.evaluation.tables import markdown_report
-
-    try:
-        controls: dict[str, Path] = {}
-        for option in control:
-            name, separator, path = option.partition("=")
-            if not (name and separator and path) or name in controls:
-                raise ConfigError(f"--control: found {option!r}, expected NAME=PATH with each NAME once")
-            controls[name] = Path(path)
-        results = score(predictions, controls=controls, train_samples=train, out=out)
-    except PeFoMedError as error:
-        if os.environ.get("PEFOMED_DEBUG") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    print(markdown_report(results), end="")
-    if out is not None:
-        print(f"wrote {out} and {out.with_suffix('.md')}", file=sys.stderr)
-    return 0
-
+from pefomed_recipes.errors import one_line_errors
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)  # a traceback must not show patient text
 
@@ -48,10 +21,38 @@ def command(
     predictions: Annotated[Path, typer.Argument(help="Predictions of one task, JSON lines.")],
     control: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a control, as blank_image=PATH.")] = None,
     train: Annotated[Path | None, typer.Option(help="Training samples, for the trivial baseline.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Validation samples, to choose the constant text.")] = None,
+    slices: Annotated[Path | None, typer.Option(help="CSV with a column id and others to slice by.")] = None,
+    compat: Annotated[
+        list[str] | None,
+        typer.Option(help="Historic numbers too: pefomed, llava-med, lmms-eval, medevalkit; r2gen, coco."),
+    ] = None,
+    calibration: Annotated[Path | None, typer.Option(help="The adapter's calibration.json, to apply.")] = None,
+    bertscore: Annotated[str | None, typer.Option(help="An encoder for BERTScore: a folder or a Hub name.")] = None,
+    clinical_python: Annotated[Path | None, typer.Option(help="Python of an environment that has radeval.")] = None,
+    clinical_metric: Annotated[list[str] | None, typer.Option(help="Of radeval: radgraph, green, ...")] = None,
     out: Annotated[Path | None, typer.Option(help="Results file ending in .json; a .md goes beside it.")] = None,
 ) -> None:
     """Score a file of predictions beside its baselines and controls, with intervals."""
-    raise typer.Exit(main(predictions, control or [], train, out))
+    with one_line_errors():
+        from pefomed_recipes.evaluation.scoring import named_paths, score
+        from pefomed_recipes.evaluation.tables import markdown_report
+        from pefomed_recipes.evaluation.text_rows import TextModels
+
+        results = score(
+            predictions,
+            controls=named_paths("--control", control or []),
+            train_samples=train,
+            validation_samples=validation,
+            slices=slices,
+            compat=compat or [],
+            calibration=calibration,
+            text_models=TextModels(bertscore, clinical_python, tuple(clinical_metric or ())),
+            out=out,
+        )
+        print(markdown_report(results), end="")
+        if out is not None:
+            typer.echo(f"wrote {out} and {out.with_suffix('.md')}", err=True)
 
 
 if __name__ == "__main__":

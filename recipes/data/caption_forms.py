@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from ..records import Sample
 from .files import (
     ImageFinder,
     json_of_split,
-    log_left_out,
     peek_json,
     read_json_rows,
     split_in_name,
@@ -20,7 +18,7 @@ from .files import (
 )
 from .ids import Ids
 from .parquet_images import image_column, open_parquet, parquet_reference, read_rows
-from .reading import DatasetError, MissingSplitError, Problems, canonical_split
+from .reading import DatasetError, LeftOut, MissingSplitError, Problems, canonical_split
 
 ReadTable = Callable[[Path, Problems, Sequence[str]], Iterator[tuple[int, dict[str, str]]]]
 EMPTY = "with an empty caption"
@@ -44,7 +42,8 @@ def read_prepared_captions(slug: str, root: Path, split: str, places: Sequence[s
     """
     split = canonical_split(split)
     path = json_of_split(root, split, _is_prepared)
-    problems, left_out = Problems(path), Counter[str]()
+    problems = Problems(path)
+    left_out = LeftOut(problems)
     ids, images = Ids(), ImageFinder(root, places)
     for number, row in read_json_rows(path, problems):
         name, caption = text_of(row, "image", number, problems), text_of(row, "caption", number, problems)
@@ -53,12 +52,12 @@ def read_prepared_captions(slug: str, root: Path, split: str, places: Sequence[s
         image = images.find_or_note(name, number, problems)
         ids.add(name, number)
         if not caption:
-            left_out[EMPTY] += 1
+            left_out.add(EMPTY, number)
         elif image:
             yield Sample(f"{slug}-{split}-{name}", "caption", [image], "", [caption], image_id=images.relative(image))
     ids.note_repeats(problems)
     problems.raise_if_any()
-    log_left_out(path, split, left_out)
+    left_out.log(split)
 
 
 def read_caption_table(
@@ -75,7 +74,8 @@ def read_caption_table(
     Raises:
         DatasetError: as [`Layout`] says.
     """
-    problems, left_out = Problems(path, "line"), Counter[str]()
+    problems = Problems(path, "line")
+    left_out = LeftOut(problems)
     ids, images = Ids(), ImageFinder(path.parent, places)
     for number, row in read(path, problems, ("id", "caption")):
         name, caption = row["id"].strip(), text_of(row, "caption", number, problems)
@@ -84,13 +84,13 @@ def read_caption_table(
         if not image or caption is None:
             continue
         if not caption:
-            left_out[EMPTY] += 1
+            left_out.add(EMPTY, number)
         else:
             licence = (licences or {}).get(name, "")
             yield Sample(name, "caption", [image], "", [caption], image_id=name, licence=licence)
     ids.note_repeats(problems)
     problems.raise_if_any()
-    log_left_out(path, split, left_out)
+    left_out.log(split)
 
 
 def has_hub_captions(root: Path) -> bool:
@@ -118,7 +118,8 @@ def read_hub_captions(root: Path, split: str) -> Iterator[Sample]:
         raise MissingSplitError(f"{root}: no Parquet file of the {split} split; expected {split}-*.parquet")
     seen: dict[str, str] = {}
     for path in files:
-        problems, left_out = Problems(path), Counter[str]()
+        problems = Problems(path)
+        left_out = LeftOut(problems)
         for row, cells in read_rows(path, ["image_id", "caption"]):
             number = row + 1
             name, caption = text_of(cells, "image_id", number, problems), text_of(cells, "caption", number, problems)
@@ -129,12 +130,12 @@ def read_hub_captions(root: Path, split: str) -> Iterator[Sample]:
             elif name in seen:
                 problems.add(number, f"the id of {seen[name]} again; ids must differ")
             elif not caption:
-                left_out[EMPTY] += 1
+                left_out.add(EMPTY, number)
             else:
                 yield Sample(name, "caption", [parquet_reference(path, row)], "", [caption], image_id=name)
             seen.setdefault(name, f"{path.name}, row {number}")
         problems.raise_if_any()
-        log_left_out(path, split, left_out)
+        left_out.log(split)
 
 
 def _is_prepared(peeked: Any) -> bool:

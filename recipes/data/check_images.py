@@ -10,6 +10,7 @@ from PIL import Image
 
 from .image_facts import examine_images, relative_name
 from .near_duplicates import Picture, find_near_duplicates
+from .reading import SPLIT_SPELLINGS
 from .tallies import MAX_NAMES, Names, finding, pairs_of
 
 
@@ -71,7 +72,8 @@ class ImageChecks:
 
     def shared(self) -> Iterator[dict[str, Any]]:
         """Yield for each pair of splits the pictures that are in both, but in no file of both."""
-        splits = list(dict.fromkeys(split for picture in self.pictures.values() for split in picture.names))
+        there = {split for picture in self.pictures.values() for split in picture.names}
+        splits = [split for split in SPLIT_SPELLINGS if split in there]
         for first, second in pairs_of(splits):
             here = [picture for picture in self.pictures.values() if second in picture.names]
             both = [

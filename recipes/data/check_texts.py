@@ -14,19 +14,19 @@ from ..answers import MajorityBaseline, is_exact_match, normalize_answer_type
 from ..records import Sample
 from .datasets_index import stream_samples
 from .label_review import LabelReview
-from .reading import SPLIT_SPELLINGS, DatasetError, MissingSplitError
+from .reading import SPLIT_SPELLINGS, DatasetError, LeftOut, MissingSplitError
 from .tallies import Names, SplitTally, comparable, finding, fingerprint, image_keys
 
 
 @contextlib.contextmanager
-def _warnings_of_readers() -> Iterator[list[str]]:
+def _warnings_of_readers() -> Iterator[list[logging.LogRecord]]:
     """Collect what readers log meanwhile: how many rows they leave out, and why."""
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            notes.append(record.getMessage())
+            notes.append(record)
 
-    notes: list[str] = []
+    notes: list[logging.LogRecord] = []
     collector, readers = Collector(logging.WARNING), logging.getLogger(__package__)
     readers.addHandler(collector)
     try:
@@ -44,7 +44,7 @@ class TextChecks:
     show_text: bool
     tallies: dict[str, SplitTally] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)  # split -> what its reader said
-    ids: dict[int, str] = field(default_factory=dict)  # fingerprint of an id -> its split
+    ids: set[int] = field(default_factory=set)  # fingerprints
     repeated_ids: Names = field(default_factory=Names)
     baselines: dict[str, dict[str, list[int]]] = field(default_factory=dict)  # split -> answer type -> [right, all]
     unseen: dict[str, int] = field(default_factory=dict)  # split -> samples without any answer known from training
@@ -59,9 +59,15 @@ class TextChecks:
         Raises:
             DatasetError: nothing can be read.
         """
-        with _warnings_of_readers() as notes:
+        with _warnings_of_readers() as records:
             self._read(dataset, language, count_tokens)
-        self.notes = [self._below_root(note) for note in notes]
+        self.notes = [self._below_root(record.getMessage()) for record in records]
+        for record in records:
+            left_out, tally = getattr(record, "left_out", None), self.tallies.get(getattr(record, "split", ""))
+            if isinstance(left_out, LeftOut) and tally:
+                file = os.path.relpath(left_out.path, self.root)
+                for number in left_out.empty:
+                    tally.empty.add(f"{'' if file == os.curdir else f'{file}, '}{left_out.unit} {number}")
 
     def _read(self, dataset: str, language: str | None, count_tokens: Callable[[str], int] | None) -> None:
         baseline, absent = MajorityBaseline(), []
@@ -97,8 +103,10 @@ class TextChecks:
         train = self.tallies.get("train")
         for sample in samples:
             tally.add(sample)
-            if self.ids.setdefault(fingerprint(sample.id), split) != split:
+            identity = fingerprint(sample.id)
+            if identity in self.ids:
                 self.repeated_ids.add(sample.id)
+            self.ids.add(identity)
             for key, path in zip(image_keys(sample), sample.image_paths, strict=True):
                 self.images.setdefault(key, (path, {}))[1].setdefault(split, sample.id)
                 text = f"\n{sample.instruction}\n{' | '.join(sample.answers)}"[:400] if self.show_text else ""
@@ -125,13 +133,15 @@ class TextChecks:
         for split, text in self.unread.items():
             yield finding("format", text, split=split)
         if self.repeated_ids.count:
-            yield finding("duplicates", f"{self.repeated_ids.count} ids occur in two splits", self.repeated_ids)
+            text = f"{self.repeated_ids.count} ids occur more than once, in two splits or in one"
+            yield finding("duplicates", text, self.repeated_ids)
         for split, tally in self.tallies.items():
             if tally.repeated.count:
                 text = f"{tally.repeated.count} samples repeat images, question and answers of another one"
                 yield finding("duplicates", text, tally.repeated, split)
             if tally.empty.count:
-                yield finding("empty", f"{tally.empty.count} samples have no answer", tally.empty, split)
+                text = f"{tally.empty.count} entries have no answer, and readers leave them out"
+                yield finding("empty", text, tally.empty, split)
 
     def spread(self, count: int) -> list[str]:
         """Return the paths of up to `count` images at even distances, as many of each split as of the others."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -19,7 +20,7 @@ from .check_images import ImageChecks
 from .check_texts import TextChecks
 from .datasets_index import find_source
 from .label_review import LabelReview
-from .reading import Layout
+from .reading import DatasetError, Layout
 from .tallies import SplitTally, finding, shared_groups
 
 # What can be wrong. A finding of a kind that is not allowed fails the check.
@@ -29,7 +30,7 @@ KINDS = {
     "missing": "image files that are not there",
     "corrupt": "image files that cannot be decoded",
     "duplicates": "ids, samples or pictures that occur more than once",
-    "empty": "samples without an answer",
+    "empty": "entries without an answer, from which nothing can be learnt; readers leave them out",
     "leakage": "images, studies or patients that are in two splits",
 }
 OWN_DATA = ("jsonl", "csv", "imagefolder")  # whose labels nobody else has reviewed
@@ -82,7 +83,8 @@ def check_dataset(
     images = ImageChecks(texts.root, texts.images)
     images.examine(chosen, workers)
     leakage = [*shared_groups(texts.tallies), *images.shared()]
-    published, not_compared = compare_counts(layout, texts.tallies, language, incomplete=texts.unread)
+    listed = listed_counts(layout, root)
+    published, not_compared = compare_counts(layout, texts.tallies, language, incomplete=texts.unread, listed=listed)
     findings = [*texts.findings(), *published, *images.findings(), *leak_findings(leakage)]
     findings = [{**found, "allowed": found["kind"] in allow} for found in findings]
     report = {
@@ -95,6 +97,7 @@ def check_dataset(
         "passed": all(found["allowed"] for found in findings),
         "findings": findings,
         "splits": {split: tally.facts() for split, tally in texts.tallies.items()},
+        "listed": listed,
         "incomplete_splits": sorted(texts.unread),
         "notes": texts.notes,
         "published": {split: dict(counts) for split, counts in layout.published.items()},
@@ -109,15 +112,35 @@ def check_dataset(
     return Check(report, [(images.thumbnails.get(path), texts.captions[path]) for path in chosen])
 
 
+def listed_counts(layout: Layout, root: str | os.PathLike[str]) -> dict[str, dict[str, int]]:
+    """Return what a data set's files list, by split; {} where nothing counts it, or a file cannot be read.
+
+    What cannot be read is a finding already, by what the reader says.
+    """
+    try:
+        listed = layout.listed(Path(os.path.abspath(root))) if layout.listed else {}
+    except DatasetError:
+        return {}
+    return {split: dict(counts) for split, counts in listed.items()}
+
+
 def compare_counts(
-    layout: Layout, tallies: Mapping[str, SplitTally], language: str | None, *, incomplete: Collection[str] = ()
+    layout: Layout,
+    tallies: Mapping[str, SplitTally],
+    language: str | None,
+    *,
+    incomplete: Collection[str] = (),
+    listed: Mapping[str, Mapping[str, int]] | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return findings where counts differ from the published ones, and the published numbers that are not compared.
 
     Numbers of one language are compared where that language or all are read, the others where all are. `all` stands
     for the splits together; a split that is not there holds nothing; one that cannot be read to its end is left out.
+    `listed` adds what files list to what samples show.
     """
     measured = {split: tally.counts() for split, tally in tallies.items()} | {"all": total_counts(tallies)}
+    for split, numbers in (listed or {}).items():
+        measured[split] = {**measured.get(split, {}), **numbers}
     unknown = {*incomplete, "all"} if incomplete else set()
     findings, not_compared = [], []
     for split, numbers in layout.published.items():

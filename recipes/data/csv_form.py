@@ -3,7 +3,7 @@
 
 Columns are named like the keys of the JSON lines form (see `jsonl`), in any case: `image`, and `question` + `answer`,
 `caption`, `report`, or `phrase` + `box`; `id`, `answer_type`, `question_type`, `organ`, `modality`, `image_id`,
-`study_id`, `patient_id`, `language`, `split` and `instruction` may stand beside them:
+`study_id`, `patient_id`, `linked_id`, `language`, `split` and `instruction` may stand beside them:
 
     image,question,answer,answer_type
     images/1.png,Is there an effusion?,yes,CLOSED
@@ -123,4 +123,5 @@ SOURCE = Source(
             "train.csv with a column image and those of a task, and the images that it names",
         ),
     ),
+    languages=(),
 )

@@ -6,8 +6,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,9 +18,10 @@ from ..records import TASKS, Sample
 from .clef_caption import SOURCE as CLEF_CAPTION
 from .csv_form import SOURCE as CSV
 from .grouping import connected, group_keys
+from .ids import Ids
 from .image_folder import SOURCE as IMAGE_FOLDER
 from .iu_xray import SOURCE as IU_XRAY
-from .jsonl import keep_task, stream_jsonl_samples
+from .jsonl import keep_task, require_task, stream_jsonl_samples, stream_task
 from .medicat import SOURCE as MEDICAT
 from .mimic_cxr import SOURCE as MIMIC_CXR
 from .mimic_diff_vqa import SOURCE as MIMIC_DIFF_VQA
@@ -31,6 +34,7 @@ from .reading import (
     DatasetError,
     Layout,
     MissingSplitError,
+    Problems,
     Source,
     canonical_split,
     samples_to_dataset,
@@ -56,7 +60,7 @@ JSONL = Layout(
 SOURCES = {
     source.slug: source
     for source in (
-        Source("jsonl", "a folder of JSON lines", TASKS, "", (JSONL,)),
+        Source("jsonl", "a folder of JSON lines", TASKS, "", (JSONL,), languages=()),
         Source("phantoms", "phantoms", TASKS, "CC0-1.0", (JSONL,)),
         PREPARED,
         CSV,
@@ -108,11 +112,13 @@ def load_samples(
         DatasetError: the folder or split is missing, its content cannot be used, or nothing is left for the task.
     """
     split = canonical_split(split)
+    require_task(task)
+    _require_language(find_source(dataset), language)
 
     def read(split: str) -> list[Sample]:
         return present(stream_samples(dataset, data_root, split, language=language), data_root, on_missing)
 
-    if split == "test" or _has_validation(dataset, data_root, language):
+    if split == "test" or _has_validation(dataset, data_root):
         samples = read(split)
     else:
         train = read("train")
@@ -122,13 +128,15 @@ def load_samples(
             *(data_root, len(held_out), len(train), 100 * HOLD_OUT_SHARE),
         )
         samples = kept if split == "train" else [replace(sample, split=split) for sample in held_out]
-    return keep_task(_captions_from_reports(samples, task), task, data_root, split)
+    if task == "caption" and all(sample.task == "report" for sample in samples):
+        samples = [_as_caption(sample) for sample in samples]
+    return keep_task(samples, task, data_root, split)
 
 
-def _has_validation(dataset: str, data_root: str | os.PathLike[str], language: str | None) -> bool:
-    """Whether a data set has a validation split, by its first sample."""
+def _has_validation(dataset: str, data_root: str | os.PathLike[str]) -> bool:
+    """Whether a data set has a validation split, in whichever language, by its first sample."""
     try:
-        next(stream_samples(dataset, data_root, "validation", language=language), None)
+        next(stream_samples(dataset, data_root, "validation", language="all"), None)
     except MissingSplitError:
         return False
     return True
@@ -158,23 +166,26 @@ def load_dataset(
         samples = load_samples(dataset, data_root, split, task, language=language, on_missing=on_missing)
         return samples_to_dataset(samples)
     wanted = canonical_split(split)
+    require_task(task)
+    _require_language(find_source(dataset), language)
+
+    def every() -> Iterator[Sample]:
+        return stream_samples(dataset, data_root, wanted, language=language)
 
     def read() -> Iterator[Sample]:
-        for sample in stream_samples(dataset, data_root, wanted, language=language):
-            if task in (None, sample.task):
-                yield sample
+        # a pass of its own, which ends at the first sample that is no report: only then is it known what counts
+        reports_only = task == "caption" and all(sample.task == "report" for sample in every())
+        return stream_task(map(_as_caption, every()) if reports_only else every(), task, data_root, wanted)
 
     return samples_to_stream(read)
 
 
-def _captions_from_reports(samples: list[Sample], task: str | None) -> list[Sample]:
-    """Return reports as captions where captions are asked for and a data set has reports only.
+def _as_caption(sample: Sample) -> Sample:
+    """Return a report as a caption, as which it counts in a data set that has reports only.
 
     Source: the paper's stage 1, in which MIMIC-CXR's reports are captions.
     """
-    if task != "caption" or any(sample.task != "report" for sample in samples):
-        return samples
-    return [replace(sample, task=task) for sample in samples]
+    return replace(sample, task="caption")
 
 
 def find_source(dataset: str) -> Source:
@@ -190,6 +201,12 @@ def find_source(dataset: str) -> Source:
     return SOURCES[dataset]
 
 
+@cache
+def _tell_layout(data_root: str, title: str, layout: str) -> None:
+    """Name the recognised layout in the log, once for all splits."""
+    logger.info("%s recognised as %s, %s", data_root, title, layout)
+
+
 def stream_samples(
     dataset: str, data_root: str | os.PathLike[str], split: str, *, language: str | None = None
 ) -> Iterator[Sample]:
@@ -198,17 +215,15 @@ def stream_samples(
     Every sample says where it is from and under which terms.
 
     Raises:
-        ConfigError, DatasetError: as [`load_samples`].
+        ConfigError, DatasetError: as [`load_samples`]; at the end, where no sample is in the language.
     """
     source = find_source(dataset)
-    if source.languages and language not in (*source.languages, "all"):
-        raise ConfigError(
-            f"{source.title} holds questions in {' and '.join(source.languages)}, found language {language!r}; "
-            f"choose one with --language {'|'.join(source.languages)} (all mixes them and leaks images between splits)"
-        )
+    _require_language(source, language)
     layout = source.recognise(data_root)
-    logger.info("%s recognised as %s, %s", data_root, source.title, layout.name)
+    _tell_layout(str(data_root), source.title, layout.name)
+    found: Counter[str] = Counter()
     for sample in layout.read(Path(os.path.abspath(data_root)), split):
+        found[sample.language] += 1
         if language in (None, "all", sample.language):
             yield replace(
                 sample,
@@ -217,6 +232,30 @@ def stream_samples(
                 licence=sample.licence or source.licence,
                 credentialed=sample.credentialed or source.credentialed,
             )
+    if not found:
+        raise DatasetError(f"{data_root}: found no sample of the {split} split that can be used; expected some")
+    if language not in (None, "all", *found):
+        languages = ", ".join(f"{count} in {name}" for name, count in found.most_common(10))
+        raise DatasetError(
+            f"{data_root}: 0 of {found.total()} {split} samples are in the language {language!r}, found {languages}; "
+            "choose one of these, or all"
+        )
+
+
+def _require_language(source: Source, language: str | None) -> None:
+    """Check that a data set can hold samples in a language, and that one is chosen of several.
+
+    Raises:
+        ConfigError: it cannot, or none is.
+    """
+    languages = " and ".join(source.languages)
+    if len(source.languages) > 1 and language not in (*source.languages, "all"):
+        raise ConfigError(
+            f"{source.title} holds questions in {languages}, found language {language!r}; "
+            f"choose one with --language {'|'.join(source.languages)} (all mixes them and leaks images between splits)"
+        )
+    if source.languages and language not in (None, *source.languages, "all"):
+        raise ConfigError(f"{source.title} is in {languages} only, found language {language!r}; leave --language out")
 
 
 def present(
@@ -225,12 +264,15 @@ def present(
     """Return the samples whose image files are all there; an image inside a Parquet file is there with the file.
 
     Raises:
-        DatasetError: files are missing and `on_missing` is `fail`: all of them, the first 20 listed.
+        DatasetError: ids come twice; or files are missing, all of them named, the first 20 listed, and `on_missing` is
+            `fail`, or it is `skip` and no sample is left.
     """
     kept: list[Sample] = []
     there: dict[str, bool] = {}
     missing: dict[str, list[str]] = {}
-    for sample in samples:
+    problems, ids = Problems(root, "sample"), Ids()
+    for number, sample in enumerate(samples, start=1):
+        ids.add(sample.id, number)
         absent = []
         for path in sample.image_paths:
             file = path.partition(".parquet#")[0] + ".parquet" if ".parquet#" in path else path
@@ -242,6 +284,8 @@ def present(
             missing.setdefault(path, []).append(sample.id)
         if not absent:
             kept.append(sample)
+    ids.note_repeats(problems)
+    problems.raise_if_any()
     if not missing:
         return kept
     listed = [
@@ -253,6 +297,10 @@ def present(
     noun = "image file is" if len(missing) == 1 else "image files are"
     if on_missing == "fail":
         raise DatasetError("\n".join([f"{root}: {len(missing)} {noun} missing", *listed]))
+    if not kept:
+        raise DatasetError(
+            "\n".join([f"{root}: {len(missing)} {noun} missing, and without them no sample is left", *listed])
+        )
     logger.warning("%s: %d %s missing; their samples are left out: %s", root, len(missing), noun, "; ".join(listed))
     return kept
 

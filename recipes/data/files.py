@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import logging
 import os
 import re
 import zlib
@@ -18,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from .reading import SPLIT_SPELLINGS, DatasetError, MissingSplitError, Problems, as_text
-
-logger = logging.getLogger(__name__)
 
 _PEEKED_CHARACTERS = 2**16
 
@@ -253,13 +250,6 @@ class ImageFinder:
     def relative(self, path: str) -> str:
         """Return a path as it is named below the root, on every machine alike."""
         return Path(path).relative_to(self.root).as_posix()
-
-
-def log_left_out(path: Path, split: str, counts: Mapping[str, int]) -> None:
-    """Say how many entries of a split a reader left out, and why; nothing where there are none."""
-    if any(counts.values()):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-        logger.warning("%s: left out of the %s split: %s", path, split, reasons)
 
 
 def _unquoted(cell: str) -> str:

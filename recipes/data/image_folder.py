@@ -24,6 +24,7 @@ from typing import Any
 
 from ..records import TASKS, Sample
 from .csv_form import table_rows
+from .ids import Ids, refuse_repeats_over_files
 from .jsonl import KNOWN_KEYS, parse_lines, row_samples
 from .reading import SPLIT_SPELLINGS, DatasetError, Layout, MissingSplitError, Problems, Source, canonical_split
 
@@ -37,7 +38,8 @@ def stream_image_folder(root: Path, split: str) -> Iterator[Sample]:
 
     Raises:
         MissingSplitError: there is no folder or row of the split.
-        DatasetError: columns are unknown or missing, or rows have problems: all of a file, at its end.
+        DatasetError: columns are unknown or missing, or rows have problems: all of a file, at its end; at the end of
+            all, ids of one file that another one has.
     """
     root, split = Path(os.path.abspath(root)), canonical_split(split)
     folders = [root / spelling for spelling in SPLIT_SPELLINGS[split] if (root / spelling).is_dir()]
@@ -48,9 +50,11 @@ def stream_image_folder(root: Path, split: str) -> Iterator[Sample]:
         raise DatasetError(f"{root}: found {found}; expected one metadata file here, or one in each split's folder")
     if not shared and not files:
         raise MissingSplitError(f"{root}: found no metadata file of the {split} split; expected {split}/metadata.csv")
+    read: list[tuple[Problems, Ids]] = []
     for path in shared or files:
         folder = path.parent.relative_to(root)
-        problems = Problems(path, "line")
+        problems, ids = Problems(path, "line"), Ids()
+        read.append((problems, ids))
         if path.suffix == ".csv":
             known = tuple(key for key in KNOWN_KEYS if key != "image") + tuple(RENAMED)
             rows = table_rows(path, problems, known, required="file_name")
@@ -58,7 +62,8 @@ def stream_image_folder(root: Path, split: str) -> Iterator[Sample]:
             rows = parse_lines(path, problems)
         renamed = ((number, _renamed(row, folder)) for number, row in rows)
         prefix = "-".join((split, *folder.parts[1:]))
-        yield from row_samples(renamed, root, split, problems, is_shared=bool(shared), id_prefix=prefix)
+        yield from row_samples(renamed, root, split, problems, is_shared=bool(shared), id_prefix=prefix, ids=ids)
+    refuse_repeats_over_files(root, read)
 
 
 def _renamed(row: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -93,4 +98,5 @@ SOURCE = Source(
             "train/metadata.csv or metadata.jsonl with file_name and the columns of a task, beside the images",
         ),
     ),
+    languages=(),
 )

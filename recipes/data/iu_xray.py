@@ -21,8 +21,8 @@ image is the frontal one is not stated in the XML, and in R2Gen by habit only (0
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from ..records import Sample
 from .files import (
     ImageFinder,
     json_of_split,
-    log_left_out,
     numbered_objects,
     peek_json,
     read_csv,
@@ -41,7 +40,7 @@ from .files import (
 )
 from .ids import Ids
 from .openi_xml import image_names, read_openi_report
-from .reading import DatasetError, Layout, MissingSplitError, Problems, Source, as_text, canonical_split
+from .reading import DatasetError, Layout, LeftOut, MissingSplitError, Problems, Source, as_text, canonical_split
 
 PATIENT = re.compile(r"(CXR\d+)_")
 EMPTY = "with neither findings nor impression"
@@ -105,7 +104,8 @@ def _read_reports(root: Path, path: Path, split: str) -> Iterator[Sample]:
             raise MissingSplitError(f"{path}: no {split} split")
     if not isinstance(content, list):
         raise DatasetError(f"{path}: found no list of {split} studies")
-    problems, left_out = Problems(path, f"{split} row"), Counter[str]()
+    problems = Problems(path, f"{split} row")
+    left_out = LeftOut(problems)
     ids, images = Ids(), ImageFinder(root, JSON_PLACES)
     for number, row in numbered_objects(content, problems):
         names = row.get("image_path") if isinstance(row.get("image_path"), list) else [row.get("image_path")]
@@ -115,7 +115,7 @@ def _read_reports(root: Path, path: Path, split: str) -> Iterator[Sample]:
             continue
         paths = [images.find_or_note(name or "", number, problems) for name in texts]
         if not report:
-            left_out["with an empty report"] += 1
+            left_out.add("with an empty report", number)
         elif all(paths):
             found = [path for path in paths if path]
             image_id = images.relative(found[0])
@@ -124,7 +124,7 @@ def _read_reports(root: Path, path: Path, split: str) -> Iterator[Sample]:
             yield _sample(id, found, report, image_id, study or _study_in(image_id))
     ids.note_repeats(problems)
     problems.raise_if_any()
-    log_left_out(path, split, left_out)
+    left_out.log(split)
 
 
 def _study_in(path: str) -> str:
@@ -147,7 +147,8 @@ def _xml_files(root: Path) -> list[Path]:
 def _read_xml(root: Path, split: str) -> Iterator[Sample]:
     _require_train(root, split)
     files = _xml_files(root)
-    problems, left_out = Problems(files[0].parent, "report"), Counter[str]()
+    problems = Problems(files[0].parent, "report")
+    left_out = LeftOut(problems)
     ids, images = Ids(), ImageFinder(root, PNG_PLACES)
     for path in files:
         number = int(path.stem)
@@ -161,12 +162,12 @@ def _read_xml(root: Path, split: str) -> Iterator[Sample]:
         text = joined_report(*(as_text(report.sections.get(key)) for key in ("FINDINGS", "IMPRESSION")))
         paths = [_find_png(name, images, number, problems) for name in report.images]
         if not text or not report.images:
-            left_out["without images" if text else EMPTY] += 1
+            left_out.add("without images" if text else EMPTY, None if text else number)
         elif all(paths):
             yield _sample(uid, [path for path in paths if path], text, report.images[0], uid)
     ids.note_repeats(problems)
     problems.raise_if_any()
-    log_left_out(files[0].parent, "train", left_out)
+    left_out.log("train")
 
 
 def _find_png(name: str, images: ImageFinder, number: int, problems: Problems) -> str | None:
@@ -179,7 +180,8 @@ def _read_kaggle(root: Path, split: str) -> Iterator[Sample]:
     _require_train(root, split)
     shown = _projections(root / "indiana_projections.csv")
     path = root / "indiana_reports.csv"
-    problems, left_out = Problems(path, "line"), Counter[str]()
+    problems = Problems(path, "line")
+    left_out = LeftOut(problems)
     places = ("images/images_normalized/{name}", "images_normalized/{name}", "images/{name}", "{name}")
     ids, images = Ids(), ImageFinder(root, places)
     for number, row in read_csv(path, problems, ("uid", "findings", "impression")):
@@ -191,12 +193,12 @@ def _read_kaggle(root: Path, split: str) -> Iterator[Sample]:
             text, names = joined_report(findings, impression), shown.get(uid, [])
             paths = [images.find_or_note(name, number, problems) for name in names]
             if not text or not names:
-                left_out["without images" if text else EMPTY] += 1
+                left_out.add("without images" if text else EMPTY, None if text else number)
             elif all(paths):
                 yield _sample(f"CXR{uid}", [path for path in paths if path], text, names[0], f"CXR{uid}")
     ids.note_repeats(problems)
     problems.raise_if_any()
-    log_left_out(path, "train", left_out)
+    left_out.log("train")
 
 
 def _projections(path: Path) -> dict[str, list[str]]:
@@ -208,6 +210,25 @@ def _projections(path: Path) -> dict[str, list[str]]:
         shown.setdefault(as_text(row["uid"]), []).append(view)
     problems.raise_if_any()
     return {uid: [name for _, name in sorted(views, key=lambda view: view[0])] for uid, views in shown.items()}
+
+
+def _count_xml(root: Path) -> dict[str, dict[str, int]]:
+    """Return how many reports there are, and how many images they name; broken ones are told when they are read."""
+    files = _xml_files(root)
+    images = set[str]()
+    for path in files:
+        with contextlib.suppress(ValueError, OSError):
+            images.update(read_openi_report(path).images)
+    return {"all": {"listed_reports": len(files), "listed_images": len(images)}}
+
+
+def _count_kaggle(root: Path) -> dict[str, dict[str, int]]:
+    """Return how many reports and images the two tables list."""
+    numbers = {}
+    for name, table in (("listed_reports", "indiana_reports.csv"), ("listed_images", "indiana_projections.csv")):
+        path = root / table
+        numbers[name] = sum(1 for _ in read_csv(path, Problems(path), ("uid",)))
+    return {"all": numbers}
 
 
 def _require_train(root: Path, split: str) -> None:
@@ -260,6 +281,7 @@ SOURCE = Source(
             _read_xml,
             "ecgen-radiology/*.xml and NLMCXR_png",
             {"all": {"listed_reports": 3955, "listed_images": 7470}},
+            _count_xml,
         ),
         Layout(
             "Kaggle",
@@ -267,6 +289,7 @@ SOURCE = Source(
             _read_kaggle,
             "indiana_reports.csv, indiana_projections.csv and images/images_normalized",
             {"all": {"listed_reports": 3851, "listed_images": 7466}},
+            _count_kaggle,
         ),
     ),
 )

@@ -10,10 +10,10 @@ One JSON object a line: `image` (a path, or a list of paths), and one of `questi
     {"image": "images/4.png", "phrase": "left effusion", "box": [55, 40, 90, 85]}
 
 `answer`, `caption` and `report` may be lists of references; an answer may be a number. Optional: `id`, `answer_type`,
-`question_type`, `organ`, `modality`, `image_id`, `study_id`, `patient_id`, `language`, `split`, and `instruction` (the
-request, for a caption or report); for rows of another data set `source`, `licence`, `credentialed` (true: never to be
-sent away or published) and `answer_type_derived`. Errors name files, lines and keys, and never repeat what an answer
-or report says.
+`question_type`, `organ`, `modality`, `image_id`, `study_id`, `patient_id`, `linked_id` (the same for questions that
+ask about the same thing in other words), `language`, `split`, and `instruction` (the request, for a caption or
+report); for rows of another data set `source`, `licence`, `credentialed` (true: never to be sent away or published)
+and `answer_type_derived`. Errors name files, lines and keys, and never repeat what an answer or report says.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .reading import (
 
 # Which keys a line of each task must have: the text given, then the text wanted.
 TASK_KEYS = {"vqa": ("question", "answer"), "caption": ("caption",), "report": ("report",), "refer": ("phrase", "box")}
-LABEL_KEYS = ("organ", "modality", "image_id", "study_id", "patient_id")
+LABEL_KEYS = ("organ", "modality", "image_id", "study_id", "patient_id", "linked_id")
 # Of rows that come from another data set: where from, under which terms, and whether its answer type was derived.
 ORIGIN_KEYS = ("source", "licence", "credentialed", "answer_type_derived")
 KNOWN_KEYS = (
@@ -91,6 +91,7 @@ def row_samples(
     *,
     is_shared: bool,
     id_prefix: str = "",
+    ids: Ids | None = None,
 ) -> Iterator[Sample]:
     """Yield the samples of rows with the keys above, whatever kind of file they come from.
 
@@ -101,12 +102,13 @@ def row_samples(
         problems: of the file; those of rows are added and, at the end, raised.
         is_shared: the file holds other splits too, told apart by the rows' `split`.
         id_prefix: goes before the line number in the id of a row that names none; the split without.
+        ids: takes the rows' ids, for who compares them with those of other files.
 
     Raises:
         MissingSplitError: a shared file has no row of the split.
         DatasetError: rows have problems, or there is none.
     """
-    ids, count = Ids(), 0
+    ids, count = Ids() if ids is None else ids, 0
     for number, row in rows:
         if is_shared and _split_of(row) not in (split, None):
             continue
@@ -135,19 +137,39 @@ def keep_task(samples: list[Sample], task: str | None, root: str | os.PathLike[s
         ConfigError: the task is unknown.
         DatasetError: there are none; the text, which names root and split, says which tasks there are.
     """
-    if task is None:
-        return samples
-    if task not in TASKS:
-        raise ConfigError(f"Unknown task {task!r}{did_you_mean(task, TASKS)}; expected one of {', '.join(TASKS)}")
-    chosen = [sample for sample in samples if sample.task == task]
-    if not chosen:
-        counts = Counter(sample.task for sample in samples)
-        found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    return list(stream_task(samples, task, root, split))
+
+
+def stream_task(
+    samples: Iterable[Sample], task: str | None, root: str | os.PathLike[str], split: str
+) -> Iterator[Sample]:
+    """Yield the samples of a task as [`keep_task`] returns them.
+
+    Raises:
+        ConfigError, DatasetError: as [`keep_task`]; at the end, where there are none.
+    """
+    require_task(task)
+    counts: Counter[str] = Counter()
+    for sample in samples:
+        counts[sample.task] += 1
+        if task in (None, sample.task):
+            yield sample
+    if task is not None and not counts[task]:
+        found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none at all"
         raise DatasetError(
             f"{root}: the {split} split has no [{task}] samples, found {found}; expected lines with "
             + " and ".join(TASK_KEYS[task])
         )
-    return chosen
+
+
+def require_task(task: str | None) -> None:
+    """Check that there is such a task; None stands for all.
+
+    Raises:
+        ConfigError: there is not; the nearest is suggested.
+    """
+    if task not in (None, *TASKS):
+        raise ConfigError(f"Unknown task {task!r}{did_you_mean(task, TASKS)}; expected one of {', '.join(TASKS)}")
 
 
 def split_file(root: Path, split: str, *endings: str) -> tuple[Path, bool]:
@@ -259,6 +281,7 @@ def _to_sample(row: dict[str, Any], root: Path, split: str, default_id: str, pro
         image_id=labels["image_id"],
         study_id=labels["study_id"],
         patient_id=labels["patient_id"],
+        linked_id=labels["linked_id"],
         split=split,
         source=_text(row, "source", problems),
         licence=_text(row, "licence", problems),
@@ -365,5 +388,7 @@ def _flag(row: dict[str, Any], key: str, problems: list[str]) -> bool:
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, float) and abs(value) == float("inf"):
+        return "number that is infinite"
     kinds: dict[type, str] = {dict: "JSON object", list: "list", bool: "boolean", str: "text"}
     return kinds.get(type(value), "number")

@@ -16,16 +16,15 @@ where that is empty, too, the figure is left out and counted, as are figures tha
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..records import Sample
 from .caption_forms import EMPTY, PREPARED_EXPECTED, has_prepared_captions, read_prepared_captions
-from .files import ImageFinder, log_left_out, text_lines, text_of
+from .files import ImageFinder, text_lines, text_of
 from .ids import Ids
-from .reading import DatasetError, Layout, MissingSplitError, Problems, Source, canonical_split
+from .reading import DatasetError, Layout, LeftOut, MissingSplitError, Problems, Source, canonical_split
 
 KEYS = {"pdf_hash", "fig_uri", "s2_caption", "radiology"}
 PREPARED_PLACES = ("release/figures/{name}", "figures/{name}", "{name}", "images/{name}")
@@ -49,12 +48,13 @@ def _read_release(root: Path, split: str) -> Iterator[Sample]:
     path = _figures_file(root)
     if path is None or split != "train":
         raise MissingSplitError(f"{root}: the release has one split, train; found no {split}")
-    problems, left_out = Problems(path, "line"), Counter[str]()
+    problems = Problems(path, "line")
+    left_out = LeftOut(problems)
     below = path.parent.relative_to(root).as_posix()
     ids, images = Ids(), ImageFinder(root, [f"{below}/figures/{{name}}"])
     for number, row in _rows(path, problems):
         if row.get("radiology") is not True:
-            left_out["that are not radiology"] += 1
+            left_out.add("that are not radiology")
             continue
         texts = {key: text_of(row, key, number, problems) for key in ("pdf_hash", "fig_uri", "s2_caption")}
         if None in texts.values():
@@ -69,7 +69,7 @@ def _read_release(root: Path, split: str) -> Iterator[Sample]:
         if not image:
             continue
         if not caption:
-            left_out[EMPTY] += 1
+            left_out.add(EMPTY, number)
             continue
         yield Sample(
             id=name,
@@ -83,7 +83,14 @@ def _read_release(root: Path, split: str) -> Iterator[Sample]:
         )
     ids.note_repeats(problems)
     problems.raise_if_any()
-    log_left_out(path, split, left_out)
+    left_out.log(split)
+
+
+def _count_figures(root: Path) -> dict[str, dict[str, int]]:
+    """Return how many figures the release lists, radiology or not: one a line."""
+    path = _figures_file(root)
+    lines = text_lines(path, Problems(path)) if path else iter(())
+    return {"all": {"listed_images": sum(1 for _, line in lines if line.strip())}}
 
 
 def _rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -122,6 +129,7 @@ SOURCE = Source(
             _read_release,
             "s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl and figures, or the folder above",
             {"all": {"listed_images": 217060}},
+            _count_figures,
         ),
         Layout(
             "prepared",

@@ -10,6 +10,10 @@
 
 One sample a study, with one image: a frontal view, PA before AP, of several the one whose dicom_id comes first. The
 view is `ViewPosition`, else `ViewCodeSequence_CodeMeaning`; studies without a frontal view are left out and counted.
+Lateral views are not read: the paper's stage 1, for which this set is, learns from pairs of one image and one text,
+and PeFoMed's prepared files hold such pairs. IU-Xray's studies, on which reports are tested, keep both views. To train
+on both views of MIMIC-CXR, name them in JSON lines of your own: `"image": ["pa.jpg", "lateral.jpg"]`.
+
 The answer is one section of the report, chosen by [`described`]; studies in which it finds none are counted, too.
 
 Source: physionet.org/content/mimic-cxr, physionet.org/content/mimic-cxr-jpg, github.com/MIT-LCP/mimic-cxr. Licence:
@@ -33,7 +37,6 @@ from ..records import Sample
 from .files import (
     ImageFinder,
     json_of_split,
-    log_left_out,
     peek_json,
     read_csv,
     read_json,
@@ -42,7 +45,7 @@ from .files import (
 )
 from .ids import Ids
 from .mimic_sections import described
-from .reading import DatasetError, Layout, MissingSplitError, Problems, Source, as_text, canonical_split
+from .reading import DatasetError, Layout, LeftOut, MissingSplitError, Problems, Source, as_text, canonical_split
 
 VIEWS = {"PA": 0, "POSTERO-ANTERIOR": 0, "AP": 1, "ANTERO-POSTERIOR": 1}  # the rank of the frontal ones
 MAX_REPORT_BYTES = 2**20
@@ -65,6 +68,23 @@ class Trees(NamedTuple):
     images: Path  # the folder that holds `files`
     reports: Path | None
     suffix: str  # of the images
+
+
+def count_listed(root: Path) -> dict[str, dict[str, int]]:
+    """Return how many images the split table lists, by split, and of how many studies: what is published.
+
+    Raises:
+        DatasetError: the table cannot be read.
+    """
+    path = find_trees(root).split
+    if path is None:
+        return {}
+    images, studies = Counter[str](), set[str]()
+    for _, row in read_csv(path, Problems(path), ("study_id", "split")):
+        images[split_of(row["split"]) or ""] += 1
+        studies.add(row["study_id"].strip())
+    listed = {split: {"listed_images": count} for split, count in images.items() if split}
+    return {**listed, "all": {"listed_studies": len(studies), "listed_images": images.total()}}
 
 
 def find_trees(root: Path) -> Trees:
@@ -115,7 +135,8 @@ def _read_tree(root: Path, split: str) -> Iterator[Sample]:
         raise DatasetError(f"{root}: no mimic-cxr-2.0.0-metadata.csv.gz with the views; it is in MIMIC-CXR-JPG")
     if trees.reports is None:
         raise DatasetError(f"{root}: no reports; unpack mimic-cxr-reports.zip of MIMIC-CXR into the folder")
-    problems, left_out, sections = Problems(trees.split, "line"), Counter[str](), Counter[str]()
+    problems = Problems(trees.split, "line")
+    left_out = LeftOut(problems)
     frontal, ids = frontal_images(trees.metadata), Ids()
     without_frontal: set[str] = set()
     has_split = False
@@ -136,17 +157,18 @@ def _read_tree(root: Path, split: str) -> Iterator[Sample]:
         if report is None:
             continue
         section, text = described(report)
-        sections[section or "none"] += 1
-        if section:
+        if not section:
+            left_out.add("studies whose report says nothing", number)
+        else:
             image = (trees.images / below / f"{dicom}{trees.suffix}").as_posix()
             yield _sample(f"s{study}", image, [as_text(text)], dicom, f"s{study}", f"p{patient}")
     ids.note_repeats(problems)
     problems.raise_if_any()
     if not has_split:
         raise MissingSplitError(f"{trees.split}: no row of the {split} split")
-    left_out["studies without a frontal view"] = len(without_frontal)
-    left_out["studies whose report says nothing"] = sections.pop("none", 0)
-    log_left_out(trees.split, split, left_out)
+    for _ in without_frontal:
+        left_out.add("studies without a frontal view")
+    left_out.log(split)
 
 
 def frontal_images(path: Path, view_column: str = "viewposition") -> dict[str, str]:
@@ -194,7 +216,8 @@ def _is_prepared(peeked: Any) -> bool:
 def _read_prepared(root: Path, split: str) -> Iterator[Sample]:
     split = canonical_split(split)
     path = json_of_split(root, split, _is_prepared)
-    problems, left_out = Problems(path, "entry"), Counter[str]()
+    problems = Problems(path, "entry")
+    left_out = LeftOut(problems)
     ids, images = Ids(), ImageFinder(root, image_places(root))
     for number, (name, reports) in enumerate(read_json(path, as_pairs=True), start=1):
         image = images.find_or_note(name, number, problems)
@@ -208,10 +231,10 @@ def _read_prepared(root: Path, split: str) -> Iterator[Sample]:
             study, patient = group_ids(name)
             yield _sample(f"mimic_cxr-{split}-{name}", image, answers, Path(name).stem, study, patient)
         else:
-            left_out["with an empty report"] += 1
+            left_out.add("with an empty report", number)
     ids.note_repeats(problems)
     problems.raise_if_any()
-    log_left_out(path, split, left_out)
+    left_out.log(split)
 
 
 def _sample(id: str, image: str, answers: list[str], dicom: str, study: str, patient: str) -> Sample:
@@ -242,8 +265,9 @@ SOURCE = Source(
             _read_tree,
             "files/p10 with images and reports, mimic-cxr-2.0.0-split.csv.gz and mimic-cxr-2.0.0-metadata.csv.gz",
             COUNTS,
+            count_listed,
         ),
-        Layout("DICOM", partial(_is_tree, ".dcm"), _read_tree, "the same with .dcm files", COUNTS),
+        Layout("DICOM", partial(_is_tree, ".dcm"), _read_tree, "the same with .dcm files", COUNTS, count_listed),
         Layout(
             "prepared",
             lambda root: any(_is_prepared(peek_json(path)) for path in sorted(root.glob("*.json"))),

@@ -13,6 +13,12 @@ from typing import NamedTuple
 
 # Sections in the order in which one is taken.
 PREFERENCE = ("impression", "findings", "last_paragraph", "comparison")
+# A header that names what was taken heads what is seen: PORTABLE CHEST RADIOGRAPH, CHEST, PA AND LATERAL.
+VIEW_WORDS = (
+    *("CHEST", "PORTABLE", "RIBS", "BONE WINDOW", "ONE VIEW", "TWO VIEWS", "PA VIEW", "AP VIEW", "LATERAL VIEW"),
+    *("PA AND LAT", "AP AND LAT", "LATERAL AND PA", "LATERAL AND AP"),
+    *("FRONTAL VIEW", "FRONTAL AND", "FRONTAL UPRIGHT", "FRONTAL SEMI-UPRIGHT"),
+)
 # The first word that a header holds says its section: FINDINGS AND IMPRESSION is an impression.
 HEADER_WORDS = {
     "IMPRESSION": "impression",
@@ -28,6 +34,10 @@ HEADER_WORDS = {
     "CLINICAL INFORMATION": "other",
     "MEDICAL CONDITION": "other",
     "DIAGNOSIS": "other",
+    "ADDENDUM": "other",
+    "WET READ": "other",
+    "WETREAD": "other",
+    **dict.fromkeys(VIEW_WORDS, "findings"),
     "PROCEDURE": "other",
     "STUDY": "other",
     "DATE": "other",
@@ -35,9 +45,6 @@ HEADER_WORDS = {
     "TECHNIQUE": "other",
     "EXAM": "other",
     "COMMENT": "other",
-    "ADDENDUM": "other",
-    "WET READ": "other",
-    "WETREAD": "other",
 }
 # Misspelt headers are taken for these: IMPRESSON, FINIDNGS, COMPARSION, NDICATION.
 SPELT = {
@@ -53,9 +60,9 @@ LIKENESS = 0.85  # ratio of difflib: one or two letters of ten may be wrong
 
 _SEPARATOR = re.compile(r"^[ \t]*_{5,}[ \t]*$", re.MULTILINE)  # three underscores stand for a name that was removed
 _FINAL = re.compile(r"^[ \t]*FINAL REPORT[ \t]*$", re.MULTILINE)
-_NOT_THE_REPORT = re.compile(r"\s*(WET ?READ|ADDENDUM)\b", re.IGNORECASE)
+_NOT_THE_REPORT = re.compile(r"\s*(FINAL\s+)?(WET ?READ|ADDENDUM)\b", re.IGNORECASE)
 _HEADER = re.compile(r"^[ \t]*([A-Z][A-Z ()/,-]*|Findings|Impression|Comparison):", re.MULTILINE)
-_VIEWS = re.compile(r"CHEST\b.*\bVIEWS?$")  # CHEST, TWO VIEWS heads what is seen
+_VIEWS = re.compile("|".join(VIEW_WORDS))
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n")
 
 
@@ -74,8 +81,8 @@ def described(report: str) -> tuple[str, str]:
     header of a known kind; it counts only where there is neither an impression nor findings.
 
     Source: the section rule of github.com/MIT-LCP/mimic-cxr. Differs: misspelt headers are recognised by likeness
-    instead of a list; a header of no known kind, such as LINES:, does not end an impression or findings; single
-    studies have no rules of their own.
+    instead of a list; a header of no known kind, such as LINES:, does not end an impression or findings, nor does a
+    header of views, such as RIBS:, end findings; single studies have no rules of their own.
     """
     sections = split_sections(final_report(report))
     texts: dict[str, str] = {}
@@ -105,6 +112,8 @@ def split_sections(text: str) -> list[Section]:
         kind = section_of(header[1])
         if kind == "unknown" and name in ("impression", "findings"):
             continue
+        if kind == name == "findings" and _VIEWS.search(header[1]):
+            continue  # another view, told within the same findings
         sections.append(Section(name, text[begin : header.start()]))
         name, begin = kind, header.end()
     sections.append(Section(name, text[begin:]))
@@ -117,8 +126,6 @@ def section_of(header: str) -> str:
     for word, section in HEADER_WORDS.items():
         if word in header:
             return section
-    if _VIEWS.search(header):
-        return "findings"
     near = difflib.get_close_matches(header, SPELT, n=1, cutoff=LIKENESS)
     return SPELT[near[0]] if near else "unknown"
 

@@ -30,7 +30,6 @@ from typing import Any
 from ..records import Sample
 from .files import (
     ImageFinder,
-    log_left_out,
     numbered_objects,
     read_csv,
     read_json,
@@ -41,7 +40,7 @@ from .files import (
 )
 from .instructions import format_box
 from .mimic_cxr import group_ids, image_places
-from .reading import DatasetError, Layout, MissingSplitError, Problems, Source, canonical_split
+from .reading import DatasetError, Layout, LeftOut, MissingSplitError, Problems, Source, canonical_split
 
 COLUMNS = ("dicom_id", "label_text", "path", "x", "y", "w", "h", "image_width", "image_height")
 NAMES = "MS_CXR_Local_Alignment*"
@@ -136,7 +135,8 @@ def _read(suffix: str, root: Path, split: str) -> Iterator[Sample]:
     path = _find(root, suffix)
     if path is None:
         raise DatasetError(f"{root}: no {NAMES}{suffix}")
-    problems, left_out = Problems(path, "line" if suffix == ".csv" else "annotation"), Counter[str]()
+    problems = Problems(path, "line" if suffix == ".csv" else "annotation")
+    left_out = LeftOut(problems)
     phrases: dict[tuple[str, str], Phrase] = {}
     for number, row in _rows(path, problems):
         name, text = text_of(row, "path", number, problems), text_of(row, "label_text", number, problems)
@@ -148,13 +148,13 @@ def _read(suffix: str, root: Path, split: str) -> Iterator[Sample]:
         elif split_of(row_split or "train") is None:
             problems.add(number, "split is none; expected train, val or test")
         elif not text:
-            left_out["boxes with an empty phrase"] += 1
+            left_out.add("boxes with an empty phrase", number)
         else:
             image = Path(name).stem
             phrase = Phrase(image, name, text, split_of(row_split or "train") or "")
             phrases.setdefault((image, text), phrase).edges.append(edges)
     problems.raise_if_any()
-    log_left_out(path, split, left_out)
+    left_out.log(split)
     if not any(phrase.split == split for phrase in phrases.values()):
         raise MissingSplitError(f"{path}: no box of the {split} split")
     yield from _samples(phrases, split, ImageFinder(root, image_places(root)), path)

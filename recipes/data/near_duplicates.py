@@ -77,19 +77,20 @@ def find_near_duplicates(
     never a pair.
 
     Args:
-        pictures: different ones, each listed once, in at most 64 parts.
+        pictures: different ones, each listed once.
         max_distance: of the hashes, 0..16 bits.
         min_correlation: of the small pictures, -1..1.
     """
     if not pictures:
         return []
-    parts = {part: 1 << number for number, part in enumerate({part for picture in pictures for part in picture.names})}
-    found_in = np.array([sum(parts[part] for part in picture.names) for picture in pictures], dtype=np.uint64)
+    parts = {part: at for at, part in enumerate(dict.fromkeys(part for picture in pictures for part in picture.names))}
+    # the only part that a picture is in, -1 for one in several
+    only_in = np.array([parts[next(iter(p.names))] if len(p.names) == 1 else -1 for p in pictures])
     hashes = np.array([picture.hash for picture in pictures], dtype=np.uint64)
     looks = np.array([np.frombuffer(picture.look, np.uint8) for picture in pictures])
     pairs = []
     for firsts, seconds in _candidates(hashes, max_distance):
-        apart = np.bitwise_count(found_in[firsts] | found_in[seconds]) > 1
+        apart = (only_in[firsts] != only_in[seconds]) | (only_in[firsts] < 0)
         firsts, seconds = firsts[apart], seconds[apart]
         correlations = _correlations(looks, firsts, seconds)
         for at in np.flatnonzero(correlations >= min_correlation):

@@ -96,4 +96,5 @@ SOURCE = Source(
             "prepared.json and the shards that it names, as `pefomed data prepare` writes them",
         ),
     ),
+    languages=(),
 )

@@ -8,7 +8,9 @@ no more memory than one. Problems name files, rows and keys, and never repeat wh
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,6 +21,8 @@ from ..records import Sample
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
+
+logger = logging.getLogger(__name__)
 
 SPLIT_SPELLINGS = {
     "train": ("train",),
@@ -44,6 +48,7 @@ class Layout:
     yields the samples of `train`, `validation` or `test`; it raises [`MissingSplitError`] where the form has no such
     split, and [`DatasetError`] with all problems of a file at once. It names images and does not open them.
     `published` holds what the data set's authors count, by split: `{"train": {"samples": 3064, "images": 314}, ...}`.
+    Where they count what their files list, and not every entry becomes a sample, `listed(root)` counts the same.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Layout:
     read: Callable[[Path, str], Iterator[Sample]]
     expected: str  # what lies in a folder of this form, for the error when nothing is recognised
     published: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    listed: Callable[[Path], Mapping[str, Mapping[str, int]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class Source:
     """One data set: what it is for, under which terms, and the forms in which it is found.
 
     `credentialed` data may neither be sent to a third party's API nor be published, in rows, images or examples.
-    `languages` names the languages that a data set mixes, where it holds more than one.
+    `languages` names the languages of a data set; of several, one has to be chosen. None are named for people's own
+    data, which may be in any.
     """
 
     slug: str
@@ -67,7 +74,7 @@ class Source:
     licence: str
     layouts: tuple[Layout, ...]
     credentialed: bool = False
-    languages: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ("en",)
 
     def recognise(self, root: str | os.PathLike[str]) -> Layout:
         """Return the layout that a folder is in.
@@ -111,6 +118,28 @@ class Problems:
             lines.append(f"  and {len(self.found) - MAX_LISTED_PROBLEMS} more")
         noun = "problem" if len(self.found) == 1 else "problems"
         raise DatasetError("\n".join([f"{self.path}: {len(self.found)} {noun}", *lines]))
+
+
+class LeftOut:
+    """Counts the entries of a file that become no sample, and why; remembers which of them say nothing to learn."""
+
+    def __init__(self, problems: Problems) -> None:
+        self.path, self.unit = problems.path, problems.unit
+        self.reasons: Counter[str] = Counter()
+        self.empty: list[int] = []  # numbers of entries without an answer
+
+    def add(self, reason: str, empty: int | None = None) -> None:
+        """Count one; `empty` is the number of an entry that has no answer, by which a check names it."""
+        self.reasons[reason] += 1
+        if empty is not None:
+            self.empty.append(empty)
+
+    def log(self, split: str) -> None:
+        """Say how many entries of a split were left out, and why; nothing where there are none."""
+        if self.reasons:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
+            extra = {"left_out": self, "split": split}  # for the check
+            logger.warning("%s: left out of the %s split: %s", self.path, split, reasons, extra=extra)
 
 
 def canonical_split(split: str) -> str:

@@ -5,6 +5,9 @@ Whole groups move: samples stay together that share an image file, an image, a s
 names for them or by equal pixels, be it through others. Groups are put in an order that depends on the seed and their
 image ids alone; each goes to the split that lacks most samples of its former number. So the result is the same on
 every machine, and every split is as large as before, up to the size of a group.
+
+Samples that repeat the images, question and answers of another one stay in training and are left out elsewhere:
+VQA-RAD's prepared form holds 1,267 generated rows, many of which repeat a person's, and none is to be scored twice.
 """
 
 from __future__ import annotations
@@ -25,8 +28,10 @@ from ..staging import whole_folder
 from .datasets_index import find_source, stream_samples
 from .grouping import connected, group_keys
 from .image_facts import examine_images, relative_name
+from .jsonl import LABEL_KEYS
 from .parquet_images import is_parquet_reference, read_parquet_image
 from .reading import MAX_LISTED_PROBLEMS, SPLIT_SPELLINGS, DatasetError, MissingSplitError
+from .tallies import content_key
 
 SPLIT_FILE = "split.json"
 METHOD = "image-disjoint"
@@ -80,6 +85,13 @@ def write_disjoint_split(
         split: [sample for sample, group in zip(samples, groups, strict=True) if split_of[group] == split]
         for split in before
     }
+    repeats = {}
+    for split in [split for split in after if split != "train"]:
+        unique: dict[int, Sample] = {}
+        for sample in after[split]:
+            unique.setdefault(content_key(sample), sample)
+        repeats[split] = len(after[split]) - len(unique)
+        after[split] = list(unique.values())
     with whole_folder(folder) as staged:
         names = _place_images(samples, root, staged)
         for split, rows in after.items():
@@ -96,6 +108,7 @@ def write_disjoint_split(
             "groups": len(split_of),
             "before": {split: _counts(rows) for split, rows in before.items()},
             "after": {split: _counts(rows) for split, rows in after.items()},
+            "repeats_left_out": repeats,
         }
         (staged / SPLIT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return folder
@@ -205,7 +218,7 @@ def _to_row(sample: Sample, names: dict[str, str]) -> dict[str, Any]:
         "answer_type_derived": sample.answer_type_derived,
         "question_type": sample.question_types,
     }
-    for key in ("language", "organ", "modality", "image_id", "study_id", "patient_id", "source", "licence"):
+    for key in (*LABEL_KEYS, "language", "source", "licence"):
         row[key] = getattr(sample, key)
     row["credentialed"] = sample.credentialed
     return {key: value for key, value in row.items() if value not in ("", [], False)}

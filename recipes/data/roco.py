@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -34,9 +33,9 @@ from .caption_forms import (
     read_hub_captions,
     read_prepared_captions,
 )
-from .files import ImageFinder, log_left_out, read_csv, text_lines, text_of
+from .files import ImageFinder, read_csv, text_lines, text_of
 from .ids import Ids
-from .reading import SPLIT_SPELLINGS, Layout, MissingSplitError, Problems, Source, canonical_split
+from .reading import SPLIT_SPELLINGS, Layout, LeftOut, MissingSplitError, Problems, Source, canonical_split
 
 PREPARED_PLACES = ("{name}", "images/{name}", "data/{name}")
 
@@ -60,7 +59,8 @@ def _read_original(kind: str, root: Path, split: str) -> Iterator[Sample]:
         )
     path = folder / "captions.txt"
     licences = _licences(folder / "licences.txt")
-    problems, left_out = Problems(path, "line"), Counter[str]()
+    problems = Problems(path, "line")
+    left_out = LeftOut(problems)
     ids, images = Ids(), ImageFinder(root, [f"{folder.relative_to(root).as_posix()}/images/{{name}}"])
     for number, line in text_lines(path, problems):
         if not line.strip():
@@ -72,12 +72,12 @@ def _read_original(kind: str, root: Path, split: str) -> Iterator[Sample]:
             continue
         ids.add(name, number)
         if not caption:
-            left_out[EMPTY] += 1
+            left_out.add(EMPTY, number)
         elif image := images.find_or_note(f"{name}.jpg", number, problems):
             yield Sample(name, "caption", [image], "", [caption], image_id=name, licence=licences.get(name, ""))
     ids.note_repeats(problems)
     problems.raise_if_any()
-    log_left_out(path, split, left_out)
+    left_out.log(split)
 
 
 def _licences(path: Path) -> dict[str, str]:

@@ -25,6 +25,7 @@ from typing import Any
 
 from ..records import Sample
 from .files import read_json_rows
+from .ids import refuse_repeats_over_files
 from .reading import DatasetError, Layout, Source, canonical_split
 from .vqa_rows import VqaRows, find, find_all, first_row, image_places, require_split, split_names
 
@@ -64,24 +65,26 @@ def _is_prepared(root: Path) -> bool:
 def _read_original(root: Path, split: str) -> Iterator[Sample]:
     split = canonical_split(split)
     path = require_split(_original(root, split), root, split, f"{split}.json")
-    yield from _samples(root, path, split, "img_name")
+    yield from _samples(root, VqaRows(SLUG, path, split), "img_name")
 
 
 def _read_prepared(root: Path, split: str) -> Iterator[Sample]:
     split = canonical_split(split)
     paths = _prepared(root, split)
     require_split(paths[0] if paths else None, root, split, f"slake_{split}.json")
-    for path in paths:
-        yield from _samples(root, path, split, "image_name")
+    files = [VqaRows(SLUG, path, split) for path in paths]
+    for rows in files:
+        yield from _samples(root, rows, "image_name")
+    refuse_repeats_over_files(root, [(rows.problems, rows.ids) for rows in files])
 
 
-def _samples(root: Path, path: Path, split: str, image_key: str) -> Iterator[Sample]:
+def _samples(root: Path, rows: VqaRows, image_key: str) -> Iterator[Sample]:
+    path = Path(rows.problems.path)
     archive = find(root, "imgs.zip")
     if archive and find(root, "imgs") is None:
         raise DatasetError(
             f"{archive}: the images are still packed; unpack them: unzip '{archive}' -d '{path.parent}'"
         )
-    rows = VqaRows(SLUG, path, split)
     images = image_places(root, path, "imgs")
     for number, row in read_json_rows(path, rows.problems):
         name = rows.text(number, image_key, row.get(image_key))

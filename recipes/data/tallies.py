@@ -63,6 +63,11 @@ def comparable(sample: Sample) -> list[str]:
     return [" ".join(answer.casefold().split()) for answer in sample.answers]
 
 
+def content_key(sample: Sample) -> int:
+    """Return a fingerprint that two samples share which have the same images, question and answers."""
+    return fingerprint(sample.task, *image_keys(sample), "", sample.instruction.casefold(), "", *comparable(sample))
+
+
 class SplitTally:
     """What one split holds.
 
@@ -79,7 +84,8 @@ class SplitTally:
         self.derived_answer_types = 0
         self.lengths: dict[str, Counter[int]] = {}
         self.laterality: Counter[str] = Counter()
-        self.empty, self.repeated = Names(), Names()
+        self.repeated = Names()
+        self.empty = Names()  # entries that have no answer and are no samples; readers tell of them
         # of each group -> [number of samples, id of the first one]
         self.groups: dict[str, dict[str | int, list[Any]]] = {name: {} for name in GROUPS}
         self.images_by_language: dict[str, set[str]] = {}
@@ -97,10 +103,8 @@ class SplitTally:
         self.kinds["question_types"].update(sample.question_types)
         self.derived_answer_types += sample.answer_type_derived
         self.images_by_language.setdefault(sample.language, set()).update(keys)
-        if not any(answer.strip() for answer in sample.answers):
-            self.empty.add(sample.id)
         self._measure(sample)
-        twin = fingerprint(sample.task, *keys, "", sample.instruction.casefold(), "", *comparable(sample))
+        twin = content_key(sample)
         if twin in self.groups["sample"]:
             self.repeated.add(sample.id)
         named: dict[str, Sequence[str | int]] = {

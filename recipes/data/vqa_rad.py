@@ -52,6 +52,7 @@ XLSX_COLUMNS = {
     "answer": "answer",
     "a_type": "answer_type",
 }
+XLSX_LINK = {"qid_linked": "qid_linked_id"}  # copies without it are read too
 MAX_XLSX_BYTES = 2**29  # unpacked; the real file has 2 MB
 VQA_MED_TYPES = {"MODALITY", "PLANE", "ORGAN", "ABN"}
 OSF_COUNTS = {
@@ -143,8 +144,15 @@ def _to_sample(rows: VqaRows, number: int, row: dict[str, Any], find_image: Any,
         question_type=row.get("question_type"),
         organ=row.get("image_organ"),
         image_id=name,
+        linked_id=linked_of(row),
         **groups,
     )
+
+
+def linked_of(row: dict[str, Any]) -> str:
+    """Return what a question and its rephrasing share (`qid_linked_id`); "" where the row is linked to none."""
+    linked = row.get("qid_linked_id")
+    return linked if isinstance(linked, str) and linked != "NULL" else ""
 
 
 def case_of(url: str) -> str:
@@ -176,7 +184,7 @@ def _xlsx_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             sheet = book.worksheets[0].iter_rows(values_only=True)
             header = [str(name or "").strip().lower() for name in next(sheet, ())]
             require_columns(path, header, list(XLSX_COLUMNS))
-            keys = [XLSX_COLUMNS.get(name) for name in header]
+            keys = [{**XLSX_COLUMNS, **XLSX_LINK}.get(name) for name in header]
             for number, cells in enumerate(sheet, start=2):
                 row = {key: cell for key, cell in zip(keys, cells, strict=False) if key}
                 if any(cell is not None for cell in row.values()):
@@ -226,6 +234,7 @@ class OfficialFacts:
             question_types=question_codes(agreed("question_type")),
             organ=agreed("image_organ"),
             patient_id=case_of(agreed("image_case_url")),
+            linked_id=linked_of({"qid_linked_id": agreed("qid_linked_id")}),
         )
 
 

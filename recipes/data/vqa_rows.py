@@ -9,9 +9,9 @@ from typing import Any
 
 from ..answers import YES_NO, normalize_answer, normalize_question_types
 from ..records import Sample
-from .files import ImageFinder, log_left_out, peek_json, text_of
+from .files import ImageFinder, peek_json, text_of
 from .ids import Ids
-from .reading import SPLIT_SPELLINGS, DatasetError, MissingSplitError, Problems
+from .reading import SPLIT_SPELLINGS, DatasetError, LeftOut, MissingSplitError, Problems
 
 # The data sets' own spellings of the two answer types.
 ANSWER_TYPES = {"OPEN": "OPEN", "CLOSED": "CLOSED", "YES/NO": "CLOSED", "NUMBER": "OPEN", "OTHER": "OPEN"}
@@ -28,8 +28,8 @@ class VqaRows:
     def __init__(self, slug: str, path: Path, split: str, unit: str = "row") -> None:
         self.slug, self.split = slug, split
         self.problems = Problems(path, unit)
-        self.ids = Ids()
-        self.kept = self.unanswered = 0
+        self.ids, self.left_out = Ids(), LeftOut(self.problems)
+        self.kept = 0
 
     def text(self, number: int, name: str, value: Any) -> str:
         """Return a cell as text, see [`as_text`]; "" with a problem where it is no text."""
@@ -51,6 +51,7 @@ class VqaRows:
         image_id: str = "",
         study_id: str = "",
         patient_id: str = "",
+        linked_id: str = "",
     ) -> Sample | None:
         """Return the sample of a row, None where it has no answer or a problem.
 
@@ -64,6 +65,7 @@ class VqaRows:
             language: `en` or `zh`.
             organ, modality: cells.
             image_id, study_id, patient_id: which image, study and patient a row is about, where the data set says it.
+            linked_id: the same for rows that ask about the same thing in other words, where the data set says it.
         """
         noted = len(self.problems.found)
         name = self.text(number, "the id", id)
@@ -80,7 +82,7 @@ class VqaRows:
         if len(self.problems.found) > noted or len(paths) < len(images):
             return None
         if not said:
-            self.unanswered += 1
+            self.left_out.add("without an answer", number)
             return None
         if not asked:
             self.problems.add(number, "the question is missing")
@@ -101,6 +103,7 @@ class VqaRows:
             image_id=image_id,
             study_id=study_id,
             patient_id=patient_id,
+            linked_id=linked_id,
             split=self.split,
         )
 
@@ -110,12 +113,11 @@ class VqaRows:
         Raises:
             DatasetError: rows have problems, ids repeat, or there is no row at all.
         """
-        path = Path(self.problems.path)
-        log_left_out(path, self.split, {"without an answer": self.unanswered})
+        self.left_out.log(self.split)
         self.ids.note_repeats(self.problems)
         self.problems.raise_if_any()
         if not self.kept:
-            raise DatasetError(f"{path}: found no row with an answer; expected some for {self.split}")
+            raise DatasetError(f"{self.problems.path}: found no row with an answer; expected some for {self.split}")
 
 
 def derived_answer_type(answer: str) -> str:

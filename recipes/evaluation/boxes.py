@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..records import Prediction, Sample
 from .intervals import ItemScores
 from .results import Row
 from .rows import Metric, Undefined, build_row, clusters_of
+from .slices import Slice, common_slices
 
 Box = tuple[int, int, int, int]
 
@@ -54,6 +55,18 @@ def best_iou(box: Box | None, references: Sequence[str]) -> float:
     return max((intersection_over_union(box, reference) for reference in boxes), default=0.0) if box else 0.0
 
 
+def score_boxes(predictions: Sequence[Prediction]) -> ItemScores:
+    """Return each predicted box's IoU with the nearest reference, over 1 each; an unparsed one has 0."""
+    boxes = [parse_box(item.prediction) for item in predictions]
+    values = [best_iou(box, item.answers) for box, item in zip(boxes, predictions, strict=True)]
+    return ItemScores.of(values, unparsed=[box is None for box in boxes])
+
+
+def reached(scores: ItemScores) -> ItemScores:
+    """Return 1 where the IoU is at least 0.5 and 0 elsewhere."""
+    return ItemScores((scores.numerators >= IOU_THRESHOLD).astype(float), scores.denominators, scores.unparsed)
+
+
 def median_box(train: Sequence[Sample]) -> Box | None:
     """Return the box of the training samples' median corners, or `None` where no reference parses."""
     boxes = [box for box in (parse_box(sample.answers[0]) for sample in train) if box is not None]
@@ -64,44 +77,44 @@ def median_box(train: Sequence[Sample]) -> Box | None:
 
 
 def refer_rows(
-    predictions: Sequence[Prediction], controls: Mapping[str, Sequence[Prediction]], train: Sequence[Sample]
+    predictions: Sequence[Prediction],
+    controls: Mapping[str, Sequence[Prediction]],
+    train: Sequence[Sample],
+    columns: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Row]:
-    """Return mean IoU and the accuracy at IoU 0.5 over all items; unparsed predictions count as IoU 0.
+    """Return mean IoU and the accuracy at IoU 0.5, over all items and on slices; unparsed predictions count as IoU 0.
 
     Beside them the box over the middle quarter of the image, and the box of the training samples' median corners.
+    Both numbers are 0..1, higher is better; their denominator is the items. `columns` are a user's own slices.
     """
     clusters = clusters_of(predictions)
 
-    def ious(boxes: Sequence[Box | None]) -> ItemScores:
-        values = [best_iou(box, item.answers) for box, item in zip(boxes, predictions, strict=True)]
-        return ItemScores.of(values, unparsed=[box is None for box in boxes])
+    def everywhere(box: Box) -> ItemScores:
+        return ItemScores.of([best_iou(box, item.answers) for item in predictions])
 
-    model = ious([parse_box(item.prediction) for item in predictions])
-    scored_controls = {name: ious([parse_box(item.prediction) for item in items]) for name, items in controls.items()}
+    model = score_boxes(predictions)
+    scored_controls = {name: score_boxes(items) for name, items in controls.items()}
     typical = median_box(train)
     no_boxes = Undefined("no training boxes were given")
     baselines: dict[str, ItemScores | Undefined] = {
-        "centre_box": ious([CENTRE_BOX] * len(predictions)),
-        "median_train_box": ious([typical] * len(predictions)) if typical else no_boxes,
+        "centre_box": everywhere(CENTRE_BOX),
+        "median_train_box": everywhere(typical) if typical else no_boxes,
     }
 
-    def at_threshold(scores: ItemScores) -> ItemScores:
-        return ItemScores((scores.numerators >= IOU_THRESHOLD).astype(float), scores.denominators, scores.unparsed)
-
-    rows = [
-        build_row(MEAN_IOU, model, clusters=clusters, baselines=baselines, controls=scored_controls, headline=True)
-    ]
-    rows.append(
-        build_row(
-            ACCURACY_AT_IOU,
-            at_threshold(model),
+    def row(metric: Metric, change: Callable[[ItemScores], ItemScores], part: Slice) -> Row:
+        return build_row(
+            metric,
+            change(model),
             clusters=clusters,
-            baselines={
-                name: scores if isinstance(scores, Undefined) else at_threshold(scores)
-                for name, scores in baselines.items()
-            },
-            controls={name: at_threshold(scores) for name, scores in scored_controls.items()},
-            headline=True,
+            baselines={name: s if isinstance(s, Undefined) else change(s) for name, s in baselines.items()},
+            controls={name: change(scores) for name, scores in scored_controls.items()},
+            positions=part.positions,
+            slice=part.name,
+            value=part.value,
+            headline=part.is_headline,
         )
-    )
-    return rows
+
+    overall = Slice("overall", "", list(range(len(predictions))), is_headline=True)
+    parts = [overall, *common_slices(predictions, columns or {})]
+    metrics = ((MEAN_IOU, lambda scores: scores), (ACCURACY_AT_IOU, reached))
+    return [row(metric, change, part) for part in parts for metric, change in metrics]

@@ -1,31 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports and captions: factual precision, recall, F1 where the truth is exact, and BLEU, beside a constant text."""
+"""Reports and captions: facts where the truth is exact, lexical and clinical metrics, all beside a constant text."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
 
 from ..records import Prediction, Sample
-from .intervals import ItemScores
+from .constant_text import constant_text
+from .corpus_rows import undefined_row
+from .intervals import ClusterBootstrap, ItemScores
 from .phantom_facts import report_facts
-from .results import Difference, Row, Score
+from .results import Row
 from .rows import NO_TRAIN_SAMPLES, Metric, Undefined, build_row, clusters_of
+from .text_rows import CONSTANT, MODEL, TextModels, lexical_rows, model_rows
 
-PROTOCOL = "pefomed-report-facts-1"
+PROTOCOL = "pefomed-report-2"
 PRECISION = Metric("fact_precision", is_proportion=False, reason="no fact was predicted")
 RECALL = Metric("fact_recall", is_proportion=False, reason="no fact in the references")
 F1 = Metric("fact_f1", is_proportion=False, reason="no fact, neither predicted nor in the references")
-BLEU_INTERVAL = "no interval: BLEU is not a mean over reports"
-CENTRAL_LIMIT = 500
+UNSUPPORTED = Metric("unsupported_sentences", is_proportion=False, reason="no report has a sentence")
 ALWAYS_STATED = {"modality", "plane", "organ", "lesions"}
 
-_TOKEN = re.compile(r"\w+(?:[.'/-]\w+)*")
+
+def report_rows(
+    predictions: Sequence[Prediction],
+    controls: Mapping[str, Sequence[Prediction]],
+    train: Sequence[Sample],
+    validation: Sequence[Sample] = (),
+    text_models: TextModels | None = None,
+) -> list[Row]:
+    """Return the rows of reports or captions over all items, the headline first.
+
+    The headline is factual F1 where the truth is exact, else BLEU-4, which says little on its own: a constant report
+    can score as high as a published model. Every row has the constant text ([`constant_text`]) and the controls beside
+    the model. All intervals resample images, and corpus numbers are computed again on each resample.
+    """
+    no_facts = why_no_exact_facts(predictions)
+    systems = systems_of(predictions, controls, train, validation)
+    bootstrap = ClusterBootstrap(clusters_of(predictions))
+    lexical = lexical_rows(systems, bootstrap)
+    facts = fact_rows(systems, no_facts, bootstrap)
+    rows = [*lexical, *facts] if no_facts else [*facts, *lexical]
+    rows += model_rows(systems, text_models or TextModels(), bootstrap)
+    if any(item.sentence_support is not None for item in predictions):
+        rows.append(support_row(systems))
+    return rows
+
+
+def systems_of(
+    predictions: Sequence[Prediction],
+    controls: Mapping[str, Sequence[Prediction]],
+    train: Sequence[Sample],
+    validation: Sequence[Sample] = (),
+) -> dict[str, Sequence[Prediction]]:
+    """Return the texts of the model (`MODEL`), of the constant baseline where there are `train`, and each control."""
+    systems = {MODEL: predictions}
+    if train:
+        constant = constant_text(train, validation, by_facts=not why_no_exact_facts(predictions))
+        systems[CONSTANT] = [replace(item, prediction=constant, sentence_support=None) for item in predictions]
+    return {**systems, **controls}
 
 
 def why_no_exact_facts(predictions: Sequence[Prediction]) -> str:
@@ -42,7 +76,7 @@ def why_no_exact_facts(predictions: Sequence[Prediction]) -> str:
 
 
 def score_facts(predictions: Sequence[Prediction]) -> dict[str, ItemScores]:
-    """Return pooled fact precision, recall and F1 against the first reference, each per item.
+    """Return pooled fact precision, recall and F1 against the first reference, each per item; 0..1, higher is better.
 
     A fact is right when the reference states it too. precision = right / predicted, recall = right / in the
     references, F1 = 2 right / (predicted + in the references), each summed over all items (micro). An empty
@@ -62,113 +96,48 @@ def score_facts(predictions: Sequence[Prediction]) -> dict[str, ItemScores]:
     }
 
 
-def tokens_of(text: str) -> Counter[str]:
-    """Return the words of a text with their counts, without case and punctuation."""
-    return Counter(_TOKEN.findall(text.casefold()))
-
-
-def most_central(bags: Sequence[Counter[str]]) -> int:
-    """Return the position of the bag that, offered for every bag, has the highest pooled clipped F1.
-
-    F1 = 2 common / (offered + there), counts summed over all bags, as in [`score_facts`]. Ties go to the first. More
-    than 500 bags are thinned to 500 at equal steps.
-    """
-    positions = np.unique(np.linspace(0, len(bags) - 1, min(len(bags), CENTRAL_LIMIT)).astype(int))
-    vocabulary = {word: at for at, word in enumerate(sorted({word for at in positions for word in bags[at]}))}
-    counts = np.zeros((len(positions), max(len(vocabulary), 1)), dtype=np.int32)  # (bags, words)
-    for at, position in enumerate(positions):
-        for word, count in bags[position].items():
-            counts[at, vocabulary[word]] = count
-    sizes = counts.sum(axis=1)
-    scores = [
-        2 * np.minimum(counts, counts[at]).sum() / max((sizes + sizes[at]).sum(), 1) for at in range(len(positions))
-    ]
-    return int(positions[int(np.argmax(scores))])
-
-
-def answer_with_constant(
-    predictions: Sequence[Prediction], train: Sequence[Sample], *, by_facts: bool
-) -> list[Prediction]:
-    """Return the predictions with the most central training text in place of the model's.
-
-    Central by the facts it states (`by_facts`), which makes it the training text with the highest factual F1 on up to
-    500 training samples, or by its words.
-    """
-    texts = [sample.answers[0] for sample in train]
-    bags = [Counter(report_facts(text)) if by_facts else tokens_of(text) for text in texts]
-    constant = texts[most_central(bags)]
-    return [replace(prediction, prediction=constant) for prediction in predictions]
-
-
-def report_rows(
-    predictions: Sequence[Prediction], controls: Mapping[str, Sequence[Prediction]], train: Sequence[Sample]
-) -> list[Row]:
-    """Return factual F1, precision and recall (null where the truth is not exact) and BLEU over all items.
-
-    The first row is the headline: factual F1 where it is defined, else BLEU, which says little on its own: a constant
-    report can score as high as a published model.
-    """
-    bleu = _bleu_row(predictions, controls, train)
-    metrics = (F1, PRECISION, RECALL)
-    reason = why_no_exact_facts(predictions)
-    if reason:
-        return [bleu] + [
-            Row(metric.name, "overall", "", "", len(predictions), bleu.clusters, Score(None, reason=reason))
-            for metric in metrics
-        ]
-    clusters = clusters_of(predictions)
-    model = score_facts(predictions)
-    constant = score_facts(answer_with_constant(predictions, train, by_facts=True)) if train else None
-    scored_controls = {name: score_facts(items) for name, items in controls.items()}
-    rows = [
+def fact_rows(systems: Mapping[str, Sequence[Prediction]], no_facts: str, bootstrap: ClusterBootstrap) -> list[Row]:
+    """Return factual F1, precision and recall, null with the reason `no_facts` where that says something."""
+    items = systems[MODEL]
+    metrics = [replace(metric, signature="refs:first|agg:micro") for metric in (F1, PRECISION, RECALL)]
+    if no_facts:
+        return [undefined_row(metric, no_facts, items=len(items), bootstrap=bootstrap) for metric in metrics]
+    scored = {name: score_facts(texts) for name, texts in systems.items()}
+    constant = scored.get(CONSTANT)
+    return [
         build_row(
             metric,
-            model[metric.name],
-            clusters=clusters,
-            baselines={"constant_text": constant[metric.name] if constant else Undefined(NO_TRAIN_SAMPLES)},
-            controls={name: scores[metric.name] for name, scores in scored_controls.items()},
+            scored[MODEL][metric.name],
+            clusters=clusters_of(items),
+            baselines={CONSTANT: constant[metric.name] if constant else Undefined(NO_TRAIN_SAMPLES)},
+            controls={name: scored[name][metric.name] for name in systems if name not in (MODEL, CONSTANT)},
             headline=True,
         )
         for metric in metrics
     ]
-    return [*rows, bleu]
 
 
-def corpus_bleu(predictions: Sequence[Prediction]) -> tuple[float, str]:
-    """Return corpus BLEU as a share 0..1 against all references, and sacrebleu's signature of how it was computed."""
-    from sacrebleu.metrics.bleu import BLEU
+def support_row(systems: Mapping[str, Sequence[Prediction]]) -> Row:
+    """Return the share of sentences that the image made less likely, 0..1, lower is better.
 
-    most = max(len(item.answers) for item in predictions)
-    references: list[list[Any]] = [  # None where an item has fewer references than another
-        [item.answers[at] if at < len(item.answers) else None for item in predictions] for at in range(most)
-    ]
-    bleu = BLEU()
-    score = bleu.corpus_score([item.prediction for item in predictions], references)
-    return float(score.score) / 100, str(bleu.get_signature())
-
-
-def _bleu_row(
-    predictions: Sequence[Prediction], controls: Mapping[str, Sequence[Prediction]], train: Sequence[Sample]
-) -> Row:
-    value, signature = corpus_bleu(predictions)
-    constant = Score(None, reason=NO_TRAIN_SAMPLES)
-    if train:
-        constant = Score(corpus_bleu(answer_with_constant(predictions, train, by_facts=False))[0])
-    others = {name: Score(corpus_bleu(items)[0]) for name, items in controls.items()}
-    differences = {
-        name: Difference(None if other.value is None else value - other.value, reason=other.reason or BLEU_INTERVAL)
-        for name, other in {"constant_text": constant, **others}.items()
+    A sentence counts where log p(sentence | image) - log p(sentence | blank image) is below 0: the model would rather
+    have written it without seeing anything. The denominator is all sentences of the reports that carry
+    `sentence_support`; a report without a sentence adds none. The constant text is nobody's sentence.
+    """
+    model = systems[MODEL]
+    scores = {name: _unsupported(items) for name, items in systems.items() if name != CONSTANT}
+    carried = {
+        name: scores[name]
+        if any(item.sentence_support is not None for item in systems[name])
+        else Undefined("its predictions carry no sentence_support")
+        for name in scores
+        if name != MODEL
     }
-    return Row(
-        metric="bleu",
-        slice="overall",
-        value="",
-        answer_type="",
-        items=len(predictions),
-        clusters=len(set(clusters_of(predictions))),
-        score=Score(value, reason=BLEU_INTERVAL),
-        baselines={"constant_text": constant},
-        controls=others,
-        differences=differences,
-        signature=signature,
+    return build_row(
+        UNSUPPORTED, scores[MODEL], clusters=clusters_of(model), baselines={}, controls=carried, headline=True
     )
+
+
+def _unsupported(items: Sequence[Prediction]) -> ItemScores:
+    supports = [item.sentence_support or [] for item in items]
+    return ItemScores.of([sum(value < 0 for value in each) for each in supports], [len(each) for each in supports])

@@ -16,6 +16,7 @@ from ..errors import PeFoMedError
 from ..staging import whole_file
 
 SCHEMA = "pefomed-results/1"
+SMALL_SLICE = 30  # fewer items than this say little: tables mark them, pages grey them
 FLOAT_DIGITS = 10  # differences beyond are those of a machine's summation order
 
 
@@ -59,9 +60,9 @@ class Difference:
 class Row:
     """One metric on one slice of the items, for the model and for everything it must be compared with.
 
-    `slice` is `overall`, `answer_type`, `question_type` or `laterality`, `value` the slice's value (`PLANE`).
-    `answer_type` is `open`, `closed`, `unknown` or "" (all). `differences` has the same keys as `baselines` and
-    `controls` together, on the rows that carry a headline.
+    `slice` names what the items have in common (`overall`, `answer_type`, `laterality`, `question_type`, `organ`, a
+    column of a user's table), `value` is the slice's value (`PLANE`). `answer_type` is `open`, `closed`, `unknown` or
+    "" (all). `differences` has the same keys as `baselines` and `controls` together, on rows that carry a headline.
     """
 
     metric: str
@@ -75,6 +76,63 @@ class Row:
     controls: dict[str, Score] = field(default_factory=dict)
     differences: dict[str, Difference] = field(default_factory=dict)
     signature: str = ""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether so few items are in the slice that its number says little."""
+        return self.items < SMALL_SLICE
+
+
+@dataclass
+class HistoricNumber:
+    """A number as another project's evaluator computes it, for the model and everything beside it.
+
+    `values` are by system (`model`, `majority_answer`, the controls); null where the protocol has no item to score.
+    `items` is the protocol's own denominator for the model.
+    """
+
+    name: str
+    values: dict[str, float | None]
+    items: int
+
+
+@dataclass
+class HistoricProtocol:
+    """The numbers of one `--compat` protocol and what is odd about them. They are not comparable with ours."""
+
+    name: str
+    numbers: list[HistoricNumber]
+    quirks: list[str]
+
+
+@dataclass
+class CalibrationBin:
+    """Closed questions of similar confidence: their number, mean confidence and the share of right answers."""
+
+    items: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass
+class Calibration:
+    """How far p(yes) can be trusted on the closed questions that have one; see `calibration.py` for each number.
+
+    `temperature` is 1 where none was fitted. `coverage` and `risk` are the risk-coverage curve, most confident first.
+    `threshold` and the two numbers after it are null where no abstention threshold was fitted.
+    """
+
+    items: int
+    temperature: float
+    ece: Score
+    brier: Score
+    aurc: float
+    bins: list[CalibrationBin]
+    coverage: list[float]
+    risk: list[float]
+    threshold: float | None = None
+    answered: float | None = None
+    answered_accuracy: float | None = None
 
 
 @dataclass
@@ -98,7 +156,10 @@ class FileRecord:
 
 @dataclass
 class Results:
-    """Everything `results.json` holds. The first of `rows` is the headline."""
+    """Everything `results.json` holds. The first of `rows` is the headline.
+
+    `missing` says which baselines and controls are not there; while it says anything, no number may be shown.
+    """
 
     task: str
     sources: list[str]
@@ -112,6 +173,9 @@ class Results:
     files: dict[str, FileRecord] = field(default_factory=dict)
     packages: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    historic: list[HistoricProtocol] = field(default_factory=list)
+    calibration: Calibration | None = None
     date: str = ""
     schema: str = SCHEMA
 
@@ -153,7 +217,18 @@ def read_results(path: str | os.PathLike[str]) -> Results:
     stored["rows"] = [_read_row(row) for row in stored["rows"]]
     stored["resampling"] = Resampling(**stored["resampling"])
     stored["files"] = {role: FileRecord(**record) for role, record in stored["files"].items()}
+    stored["historic"] = [
+        HistoricProtocol(**{**protocol, "numbers": [HistoricNumber(**number) for number in protocol["numbers"]]})
+        for protocol in stored["historic"]
+    ]
+    if stored["calibration"]:
+        stored["calibration"] = _read_calibration(stored["calibration"])
     return Results(**stored)
+
+
+def _read_calibration(stored: dict[str, Any]) -> Calibration:
+    scores = {name: _read_score(stored[name]) for name in ("ece", "brier")}
+    return Calibration(**{**stored, **scores, "bins": [CalibrationBin(**one) for one in stored["bins"]]})
 
 
 def _read_row(row: dict[str, Any]) -> Row:

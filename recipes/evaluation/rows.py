@@ -50,7 +50,7 @@ def build_row(
     *,
     clusters: Sequence[str],
     baselines: Mapping[str, ItemScores | Undefined] | None = None,
-    controls: Mapping[str, ItemScores] | None = None,
+    controls: Mapping[str, ItemScores | Undefined] | None = None,
     positions: Sequence[int] | None = None,
     slice: str = "overall",
     value: str = "",
@@ -59,18 +59,19 @@ def build_row(
 ) -> Row:
     """Return one row over the items at `positions` (all when `None`).
 
-    A `headline` row also has an interval over images for each system and the paired differences of the model to each.
+    A number that is no share of items has an interval over images. A `headline` row has one in any case, and the
+    paired differences of the model to each baseline and control.
     """
     taken = np.arange(len(clusters)) if positions is None else np.asarray(positions, dtype=np.intp)
     kept_clusters = [clusters[at] for at in taken]
-    bootstrap = ClusterBootstrap(kept_clusters) if headline else None
+    bootstrap = ClusterBootstrap(kept_clusters) if headline or not metric.is_proportion else None
 
     def take(scores: ItemScores | Undefined) -> ItemScores | Undefined:
         return scores if isinstance(scores, Undefined) else scores.take(taken)
 
     chosen = model.take(taken)
     named_baselines = {name: take(scores) for name, scores in (baselines or {}).items()}
-    named_controls = {name: scores.take(taken) for name, scores in (controls or {}).items()}
+    named_controls = {name: take(scores) for name, scores in (controls or {}).items()}
     row = Row(
         metric=metric.name,
         slice=slice,
@@ -83,7 +84,7 @@ def build_row(
         controls={name: _score(metric, scores, bootstrap) for name, scores in named_controls.items()},
         signature=metric.signature,
     )
-    if bootstrap is not None:
+    if headline and bootstrap is not None:
         row.differences = {
             name: _difference(metric, chosen, scores, bootstrap)
             for name, scores in {**named_baselines, **named_controls}.items()

@@ -61,6 +61,17 @@ def test_metadata_files_may_lie_deeper_and_ids_stay_apart(tmp_path):
     assert second.image_paths == [str(tmp_path / "train/b/c/1.png")]
 
 
+def test_an_id_in_two_files_is_named_with_both_places(tmp_path):
+    for folder, ids in (("a", "12"), ("b", "345"), ("c", "62")):
+        rows = "".join(f"1.png,CT,{id}\n" for id in ids)
+        write_text(tmp_path / "train" / folder / "metadata.csv", f"file_name,text,id\n{rows}")
+    with pytest.raises(
+        DatasetError,
+        match=r"1 ids come .*\n  train/c/metadata\.csv, line 3: the id of train/a/metadata\.csv, line 3 ag",
+    ):
+        read(tmp_path)
+
+
 def test_one_file_for_all_tells_splits_by_its_column(tmp_path):
     write_text(tmp_path / "metadata.csv", "file_name,text,split\na/1.png,CT,test\n2.png,MRI,\n")
     assert [(s.id, s.answers) for s in read(tmp_path, "test")] == [("test-2", ["CT"])]

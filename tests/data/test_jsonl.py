@@ -51,7 +51,8 @@ def problems(root: Path, *rows: dict[str, Any] | str) -> str:
 def test_each_task_becomes_its_sample(root):
     write(
         root,
-        vqa(answer_type="CLOSED ", question_type="prse, Pos/abn", organ="CHEST", patient_id=7, language="EN"),
+        vqa(answer_type="CLOSED ", question_type="prse, Pos/abn", organ="CHEST", patient_id=7, language="EN")
+        | {"linked_id": "q1"},
         {"image": "images/1.png", "caption": " Axial CT. "},
         {"image": ["images/2.png", "images/3.png"], "report": ["Clear.", "Normal."], "instruction": "Report, please."},
         {"image": "images/3.png", "phrase": "left effusion", "box": [1, 2, 30, 40], "id": "box"},
@@ -60,7 +61,7 @@ def test_each_task_becomes_its_sample(root):
     assert first == Sample(
         id="train-1", task="vqa", image_paths=[str(root / "images" / "0.png")], instruction="Is it CT?",
         answers=["yes"], answer_type="CLOSED", question_types=["PRSE", "POS", "ABN"], organ="CHEST",
-        image_id="images/0.png", patient_id="7", split="train",
+        image_id="images/0.png", patient_id="7", linked_id="q1", split="train",
     )  # fmt: skip
     assert (caption.task, caption.instruction, caption.answers) == ("caption", "", ["Axial CT."])
     assert (report.instruction, report.answers) == ("Report, please.", ["Clear.", "Normal."])
@@ -108,7 +109,12 @@ def test_answers_that_hold_nothing_are_refused(root, answer):
 
 @pytest.mark.parametrize(
     ("answer", "kind"),
-    [(True, "boolean"), ({"a": SECRET}, "JSON object"), ([[SECRET]], "list"), (float("inf"), "number")],
+    [
+        (True, "boolean"),
+        ({"a": SECRET}, "JSON object"),
+        ([[SECRET]], "list"),
+        (float("inf"), "number that is infinite"),
+    ],
 )
 def test_answers_of_another_kind_are_refused(root, answer, kind):
     assert f"line 1: answer is a {kind}; expected text or a number" in problems(root, vqa(answer=answer))
@@ -376,7 +382,8 @@ def test_a_validation_file_is_used_where_there_is_one(root, caplog):
     write(root, vqa(image="images/2.png"), name="validation.jsonl")
     write(root, vqa(image="images/3.png"), name="test.jsonl")
     counts = {split: len(load_samples("phantoms", root, split)) for split in ("train", "validation", "test")}
-    assert counts == {"train": 2, "validation": 1, "test": 1} and not caplog.records
+    assert counts == {"train": 2, "validation": 1, "test": 1}
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_unknown_datasets_get_a_suggestion(root):

@@ -41,7 +41,7 @@ def test_a_study_has_one_frontal_image_and_its_report(tmp_path, caplog, suffix, 
     )  # fmt: skip
     # no PA; of two AP images, one of them known by its view code only, the first by dicom_id
     assert (second.image_id, second.answers, second.patient_id) == ("b1", ["Clear lungs."], "p10000032")
-    assert "1 studies without a frontal view, 1 studies whose report says nothing" in caplog.text
+    assert "1 studies whose report says nothing, 1 studies without a frontal view" in caplog.text
     assert [sample.id for sample in read(tmp_path, "validation")] == ["s50000005"]
     assert [sample.answers for sample in read(tmp_path, "test")] == [["Nodule."]]
 
@@ -140,14 +140,31 @@ REPORTS = {
     "a header in small letters": (" Findings: Two.\n\n Impression: One.\n", "impression: One."),
     "recommendations end an impression": (" IMPRESSION: One.\n RECOMMENDATION(S): Call.\n", "impression: One."),
     "an unknown header ends no findings": (
-        " FINDINGS:\n TUBES: One.\n RIBS: Two.\n",
-        "findings: TUBES: One. RIBS: Two.",
+        " FINDINGS:\n TUBES: One.\n HILA: Two.\n",
+        "findings: TUBES: One. HILA: Two.",
     ),
+    "a header of views ends no findings": (
+        " FINDINGS:\n Tubes.\n RIBS: Two.\n",
+        "findings: Tubes. RIBS: Two.",
+    ),
+    "several headers of views": (
+        " PORTABLE CHEST:  One.\n\n LATERAL VIEW:  Two.\n",
+        "findings: One. LATERAL VIEW: Two.",
+    ),
+    "a header of views before a notification": (
+        " HISTORY: Cough.\n\n PORTABLE CHEST RADIOGRAPH:  Two.\n\n NOTIFICATION: Dr ___ called.\n",
+        "findings: Two.",
+    ),
+    "an impression stands above a header of views": (
+        " CHEST, PA AND LATERAL:  Two.\n\n IMPRESSION:  One.\n",
+        "impression: One.",
+    ),
+    "a header of views ends an impression": (" IMPRESSION:\n \n CHEST: Two.\n", "findings: Two."),
     "the last paragraph": (
         " HISTORY: Cough.\n \n COMPARISON: None.\n \n Lungs clear.\n \n No effusion.\n",
         "last_paragraph: Lungs clear. No effusion.",
     ),
-    "an unknown header's text": (" INDICATION: Cough.\n\n PORTABLE AP:\n Clear.\n", "last_paragraph: Clear."),
+    "an unknown header's text": (" INDICATION: Cough.\n\n SUPINE AP:\n Clear.\n", "last_paragraph: Clear."),
     "no header at all": (" Clear.\n", "last_paragraph: Clear."),
     "a comparison": (" INDICATION: Cough.\n\n COMPARISON: As on ___.\n", "comparison: As on ___."),
     "nothing": (" INDICATION: Cough.\n", ": "),
@@ -159,6 +176,10 @@ REPORTS = {
     ),
     "an addendum after": (
         f" FINAL REPORT\n IMPRESSION: One.\n{LINE}\n ADDENDUM:\n IMPRESSION: Worse.\n",
+        "impression: One.",
+    ),
+    "a final addendum after": (
+        f" FINAL REPORT\n IMPRESSION: One.\n{LINE}\n FINAL ADDENDUM\n ADDENDUM: Called.\n",
         "impression: One.",
     ),
     "a line within the report": (f" FINAL REPORT\n FINDINGS: Two.\n{LINE}\n IMPRESSION: One.\n", "impression: One."),
@@ -188,3 +209,30 @@ def test_the_section_that_says_what_is_seen(report, taken):
 )  # fmt: skip
 def test_misspelt_headers_are_recognised_and_others_are_not(section, headers):
     assert {section_of(header) for header in headers.split()} == {section}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "CHEST", "CHEST, TWO VIEWS", "CHEST, PA AND LATERAL", "PORTABLE CHEST RADIOGRAPH", "PORTABLE SUPINE",
+        "PA AND LATERAL CHEST RADIOGRAPHS", "AP AND LATERAL RADIOGRAPHS", "LATERAL AND PA RADIOGRAPHS", "PA AND LAT",
+        "LATERAL AND AP RADIOGRAPHS", "FRONTAL AND LATERAL VIEWS OF THE CHEST", "FRONTAL VIEW", "FRONTAL UPRIGHT",
+        "FRONTAL SEMI-UPRIGHT", "TWO VIEWS OF THE CHEST", "ONE VIEW", "SINGLE AP VIEW", "UPRIGHT PA VIEW",
+        "LATERAL VIEW", "BONE WINDOWS", "LEFT RIBS", "CHEST EXAMINATION",
+    ],
+)  # fmt: skip
+def test_a_header_that_names_the_views_heads_what_is_seen(header):
+    assert section_of(header) == "findings"
+    report = f" FINAL REPORT\n HISTORY: Cough.\n\n {header}:  Clear.\n\n NOTIFICATION: Dr ___ called.\n"
+    assert described(report)[1].strip() == "Clear."
+
+
+@pytest.mark.parametrize(
+    ("header", "section"),
+    [
+        ("INDICATION FOR PORTABLE CHEST", "other"), ("REASON FOR CHEST RADIOGRAPH", "other"),
+        ("CHEST COMPARISON", "comparison"), ("IMPRESSION, CHEST", "impression"), ("EXAMINATION", "other"),
+    ],
+)  # fmt: skip
+def test_a_word_for_another_section_counts_more_than_the_views(header, section):
+    assert section_of(header) == section

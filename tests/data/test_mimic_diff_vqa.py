@@ -56,7 +56,8 @@ def test_a_study_without_a_frontal_view_is_a_missing_image(tmp_path):
     write_mimic_diff_vqa(tmp_path)
     with pytest.raises(DatasetError, match=r"missing\n  files/p10/p10000099/s50000003 of mimic_diff_vqa-test-5"):
         load_samples("mimic_diff_vqa", tmp_path, "test")
-    assert load_samples("mimic_diff_vqa", tmp_path, "test", on_missing="skip") == []
+    with pytest.raises(DatasetError, match="1 image file is missing, and without them no sample is left"):
+        load_samples("mimic_diff_vqa", tmp_path, "test", on_missing="skip")
 
 
 def test_the_source_is_credentialed_and_recognised_by_its_table(tmp_path):

@@ -104,6 +104,16 @@ def test_the_search_in_bands_finds_what_comparing_all_pairs_finds() -> None:
         assert [pair.distance for pair in found] == sorted(pair.distance for pair in found)
 
 
+def test_any_number_of_parts_can_be_searched() -> None:
+    look = bytes(range(256))
+    pictures = [Picture(7, look, {f"part{at}": ["x"]}) for at in range(130)]
+    pictures += [Picture(7, look, {"part0": ["y"]}), Picture(7, look, {"part0": ["z"], "part1": ["z"]})]
+    found = {(pair.first, pair.second) for pair in find_near_duplicates(pictures)}
+    assert len(found) == 132 * 131 // 2 - 1
+    assert (0, 130) not in found  # both in part 0 alone
+    assert (130, 131) in found  # the second one is in part 1, too
+
+
 def test_images_of_one_tone_are_alike_and_have_a_stable_hash() -> None:
     black, grey = Image.new("L", (30, 20), 0), Image.new("RGB", (50, 50), (90, 90, 90))
     assert perceptual_hash(black) == perceptual_hash(grey) == 0

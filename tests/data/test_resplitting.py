@@ -95,6 +95,7 @@ def test_every_task_and_term_survives_the_new_split(tmp_path: Path) -> None:
         {"caption": ["One.", "Two."], "instruction": "Say it.", "organ": "CHEST", "language": "zh"},
         {"image": ["images/f.png", "images/l.png"], "report": "Clear.", "study_id": "s", "patient_id": "p"},
         {"question": "Is it?", "answer": "no", "answer_type": "CLOSED", "question_type": ["POS", "PRES"]},
+        {"question": "Is it so?", "answer": "no", "linked_id": "03f4"},
     ]
     rows = [{"id": f"sample{n}", **row} for n, row in enumerate(rows)]
     root = write_set(tmp_path / "data", {"train": rows[:3], "test": rows[3:]})
@@ -123,6 +124,23 @@ def test_vqa_rad_leaks_all_its_test_images_in_every_form_and_a_new_split_ends_th
     out = write_disjoint_split("vqa_rad", tmp_path / "rad", tmp_path / "new", workers=1)
     assert found(check(out), "leakage") == []
     assert {sample.source for sample in stream_samples("jsonl", out, "test")} == {"vqa_rad"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_vqa_rad_generated_from_a_question_is_never_in_the_new_test_split_beside_it(
+    tmp_path: Path, seed: int
+) -> None:
+    write_vqa_rad_prepared(tmp_path / "rad")
+    out = write_disjoint_split("vqa_rad", tmp_path / "rad", tmp_path / "new", seed=seed, workers=1)
+    record = json.loads((out / "split.json").read_text(encoding="utf-8"))
+    test = {sample.id for sample in stream_samples("jsonl", out, "test")}
+    train = {sample.id for sample in stream_samples("jsonl", out, "train")}
+    person, generated = "vqa_rad-train-0", "vqa_rad-train-9"
+    in_test = person in test
+    assert (generated in test, {person, generated} <= train) == (False, not in_test)
+    assert record["repeats_left_out"] == {"test": int(in_test)}
+    assert record["after"]["test"]["samples"] == len(test)
+    assert [split for split, _ in found(check(out), "duplicates")] == ([] if in_test else ["train"])
 
 
 def test_each_split_gets_a_group_and_too_few_groups_are_refused() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,20 @@ def test_the_prepared_form_lies_in_a_folder_for_each_language(tmp_path, language
         ("slake-train-0", ["MRI"], ["MODALITY"]), ("slake-train-1", ["2"], ["QUANTITY"]),
         ("slake-train-3", ["Lung"], ["ORGAN"]),
     ]  # fmt: skip
-    assert [s.language for s in read(tmp_path, language="zh")] == ["zh"] * (len(languages) - 1)
+    if "zh" in languages:
+        assert [sample.language for sample in read(tmp_path, language="zh")] == ["zh"]
     assert all(Path(path).is_file() for sample in english for path in sample.image_paths)
+
+
+def test_an_id_in_both_languages_files_is_named_with_both_places(tmp_path):
+    write_slake_prepared(tmp_path, languages=("en", "zh"))
+    path = tmp_path / "zh" / "slake_train.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, [{**rows[0], "qid": 1}])
+    with pytest.raises(
+        DatasetError, match=r"zh/slake_train\.json, row 1: the id of en/slake_train\.json, row 2 again"
+    ):
+        read(tmp_path, language="all")
 
 
 def test_original_and_prepared_samples_are_the_same(tmp_path):

@@ -48,7 +48,7 @@ def test_the_official_files_give_the_official_split_with_their_dirt_mended(tmp_p
     assert train[0] == Sample(
         id="vqa_rad-train-0", task="vqa", image_paths=[path], instruction="Is there a mass?", answers=["Yes"],
         answer_type="CLOSED", question_types=["PRES"], organ="HEAD", image_id="synpic1.jpg", patient_id="0b3a-1",
-        split="train", source="vqa_rad", licence="CC0-1.0",
+        split="train", source="vqa_rad", licence="CC0-1.0", linked_id="03f4-0",
     )  # fmt: skip
     assert [(s.instruction, s.answers, s.answer_type, s.question_types) for s in train[1:]] == [
         ("Where is the mass?", ["Heart lungs"], "OPEN", ["POS", "PRES"]),
@@ -154,6 +154,7 @@ def test_the_official_file_beside_the_mirror_gives_the_types_back(tmp_path, name
         ("CLOSED", False, ["PRES"], "HEAD", "0b3a-1"),
         ("OPEN", False, ["POS", "PRES"], "HEAD", "0b3a-1"),
     ]
+    assert [s.linked_id for s in train[:1]] == ["03f4-0"]  # what rephrasings of a question share
     # not in the official file: derived, and marked as such
     assert facts[6:] == [("CLOSED", True, [], "", ""), ("OPEN", True, [], "", "")]
     assert [s.answer_type for s in read(tmp_path, "test")] == ["CLOSED", "OPEN"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from pefomed_recipes.evaluation.accuracy import is_laterality, score_answer, vqa_rows
+from pefomed_recipes.evaluation.accuracy import score_answer, score_exact_match, score_tokens, token_overlap, vqa_rows
 from pefomed_recipes.evaluation.results import Row
+from pefomed_recipes.evaluation.slices import is_laterality
 from pefomed_recipes.records import Prediction, Sample
 
 
@@ -46,14 +47,14 @@ TRAIN = [
 
 def _rows() -> dict[tuple[str, str, str], Row]:
     rows = vqa_rows(ITEMS, {"blank_image": CONTROL}, TRAIN)
-    return {(row.slice, row.value, row.answer_type): row for row in rows}
+    return {(row.slice, row.value, row.answer_type): row for row in rows if row.metric == "accuracy"}
 
 
 def test_counts_by_hand() -> None:
     counted = {
         key: (row.score.numerator, row.items, row.score.unparsed)
         for key, row in _rows().items()
-        if row.slice != "question_type"
+        if row.slice not in ("question_type", "unseen_answer")
     }
     assert counted == {
         ("overall", "", ""): (5, 9, 1),
@@ -96,14 +97,14 @@ def test_without_training_samples_the_majority_is_null_with_a_reason() -> None:
 
 
 def test_an_empty_slice_is_null_with_a_reason_and_not_zero() -> None:
-    rows = {(row.slice, row.answer_type): row for row in vqa_rows(ITEMS[:3], {}, TRAIN)}
+    rows = {(row.slice, row.answer_type): row for row in vqa_rows(ITEMS[:3], {}, TRAIN) if row.metric == "accuracy"}
     for key in (("answer_type", "open"), ("laterality", "closed")):
         assert (rows[key].items, rows[key].score.value, rows[key].score.reason) == (0, None, "no item")
 
 
 def test_unknown_answer_types_are_scored_by_exact_match_and_shown_apart() -> None:
     rows = vqa_rows([_item("a", "Mass?", "no", "No mass", ""), *ITEMS], {}, [])
-    [unknown] = [row for row in rows if (row.slice, row.answer_type) == ("answer_type", "unknown")]
+    [unknown] = [row for row in rows if (row.metric, row.answer_type) == ("accuracy", "unknown") and not row.value]
     assert (unknown.items, unknown.score.numerator, unknown.score.unparsed) == (1, 0, 0)
 
 
@@ -122,3 +123,32 @@ def test_laterality_is_closed_position_questions_about_left_and_right_only() -> 
     assert [item.id for item in ITEMS if is_laterality(item)] == ["d", "e"]
     assert not is_laterality(_item("x", "Left or right?", "left", "left", question_types=("PRES",)))
     assert not is_laterality(_item("x", "Which side?", "left", "left", "OPEN", ("POS",)))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "f1", "precision", "recall"),
+    [
+        ("left lung", "left lung", 1, 1, 1),
+        ("left left left", "left lung", 2 / 5, 1 / 3, 1 / 2),  # clipped: the second and third left gain nothing
+        ("The left upper lobe.", "left lobe", 4 / 5, 2 / 3, 1),
+        ("right", "left lung", 0, 0, 0),
+        ("", "left", 0, 0, 0),
+        ("3.5 cm", "3.5 CM", 1, 1, 1),
+    ],
+)
+def test_token_overlap_by_hand(prediction: str, reference: str, f1: float, precision: float, recall: float) -> None:
+    assert token_overlap(prediction, reference) == pytest.approx((f1, precision, recall))
+
+
+def test_token_scores_take_the_reference_with_the_best_f1() -> None:
+    item = _item("a", "Where?", "left lung", "left", "OPEN")
+    item.answers.append("left")
+    assert [scores.numerators[0] for scores in score_tokens([item]).values()] == [1, 1, 1]
+
+
+def test_exact_match_is_stricter_than_accuracy_on_closed_questions_only() -> None:
+    assert list(score_exact_match(ITEMS).numerators) == [0, 0, 0, 1, 0, 1, 1, 0, 1]
+    rows = {(row.metric, row.answer_type): row for row in vqa_rows(ITEMS, {}, TRAIN) if row.slice != "question_type"}
+    assert (rows["exact_match", ""].score.numerator, rows["exact_match", "closed"].score.numerator) == (4, 2)
+    assert rows["token_f1", "open"].score.value == pytest.approx((1 + 1 / 2 + 1) / 3)
+    assert rows["token_recall", "open"].score.cluster_interval is not None

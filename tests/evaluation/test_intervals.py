@@ -5,8 +5,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import permutation_test
 
-from pefomed_recipes.evaluation.intervals import ClusterBootstrap, ItemScores, wilson_interval
+from pefomed_recipes.evaluation.intervals import (
+    ClusterBootstrap,
+    ItemScores,
+    holm_adjusted,
+    mcnemar_test,
+    paired_permutation,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -80,3 +88,58 @@ def test_one_image_has_no_interval() -> None:
     bootstrap = ClusterBootstrap(["a"] * 3)
     assert bootstrap.interval(scores) is None
     assert bootstrap.difference(scores, scores) is None
+
+
+def test_permutation_equals_scipys_on_means_of_independent_items() -> None:
+    rng = np.random.default_rng(5)
+    one, other = rng.random(60), rng.random(60) + 0.15
+    ours = paired_permutation(
+        ItemScores.of(one.tolist()), ItemScores.of(other.tolist()), [str(at) for at in range(60)]
+    )
+    scipys = permutation_test(
+        (one, other),
+        lambda first, second, axis: np.mean(first - second, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=9999,
+        rng=np.random.default_rng(0),
+    )
+    assert ours == pytest.approx(scipys.pvalue, abs=0.02)
+    assert 0.0001 <= scipys.pvalue < 0.2
+
+
+def test_permutation_of_few_clusters_is_exact_and_counts_whole_clusters() -> None:
+    """Five images with three items each, all in favour of the first: 2 of the 2^5 exchanges are as extreme."""
+    clusters = [str(at) for at in range(5) for _ in range(3)]
+    first, second = ItemScores.of([1.0] * 15), ItemScores.of([0.0] * 15)
+    assert paired_permutation(first, second, clusters) == pytest.approx(2 / 32)
+
+
+def test_permutation_exchanges_numerators_with_their_denominators() -> None:
+    """Ratios 3/4 and 1/1, 3/4 and 0/1 pooled: 6/8 against 1/2; all four exchanges by hand."""
+    first = ItemScores.of([3, 3], [4, 4])
+    second = ItemScores.of([1, 0], [1, 1])
+    observed = 6 / 8 - 1 / 2
+    differences = [observed, -observed, (1 + 3) / (1 + 4) - (3 + 0) / (4 + 1), (3 + 0) / 5 - (1 + 3) / 5]
+    extreme_above = sum(value >= observed - 1e-12 for value in differences) / 4
+    extreme_below = sum(value <= observed + 1e-12 for value in differences) / 4
+    expected = min(1.0, 2 * min(extreme_above, extreme_below))
+    assert paired_permutation(first, second, ["a", "b"]) == pytest.approx(expected)
+
+
+def test_systems_that_are_alike_have_p_1_and_one_cluster_has_none() -> None:
+    scores = ItemScores.of([1, 0, 1])
+    assert paired_permutation(scores, scores, ["a", "b", "c"]) == 1
+    assert paired_permutation(scores, ItemScores.of([0, 0, 0]), ["a"] * 3) is None
+
+
+def test_mcnemar_by_hand() -> None:
+    """Six items for the first system alone, one for the second: p = 2 * (1 + 7) / 2^7."""
+    first, second = ItemScores.of([1] * 6 + [0, 1, 0]), ItemScores.of([0] * 6 + [1, 1, 0])
+    assert mcnemar_test(first, second) == (6, 1, pytest.approx(2 * 8 / 128))
+    assert mcnemar_test(first, first) == (0, 0, 1.0)
+
+
+def test_holm_by_hand() -> None:
+    assert holm_adjusted([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm_adjusted([]) == []

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from pefomed_recipes.evaluation.results import read_results
 from pefomed_recipes.evaluation.scoring import score
 from pefomed_recipes.evaluation.tables import headline, markdown_report
+from pefomed_recipes.records import Prediction, read_records, write_records
 
 
 def _page(run: Path) -> str:
@@ -25,7 +30,8 @@ def test_headline_has_interval_baseline_control_and_difference(vqa_run: Path) ->
 
 def test_table_has_a_row_per_question_type_and_laterality_apart(vqa_run: Path) -> None:
     page = _page(vqa_run)
-    main, laterality = page.split("## Laterality")
+    main, laterality = page.split("## ")[:2]
+    assert laterality.startswith("Laterality")
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in main.splitlines() if line.startswith("|")]
     assert cells[0] == [
         *("Question type", "Answers", "n", "Model", "95 % interval"),
@@ -51,11 +57,55 @@ def test_every_row_of_a_table_has_the_same_width(vqa_run: Path) -> None:
 
 
 def test_undefined_numbers_are_named_with_their_reason(vqa_run: Path) -> None:
-    lines = (vqa_run / "predictions.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (vqa_run / "predictions.jsonl").write_text("".join(line for line in lines if "OPEN" in line), encoding="utf-8")
-    results = score(vqa_run / "predictions.jsonl")
-    page = markdown_report(results)
-    assert "Majority answer: n/a (no training samples were given)." in headline(results)
-    assert "Warning: no control was given" in page
+    for name in ("predictions.jsonl", "blank.jsonl"):
+        lines = (vqa_run / name).read_text(encoding="utf-8").splitlines(keepends=True)
+        (vqa_run / name).write_text("".join(line for line in lines if "OPEN" in line), encoding="utf-8")
+    page = _page(vqa_run)
     assert "- Accuracy, closed: n/a, no item." in page
     assert "- Accuracy, left or right, closed: n/a, no item." in page
+    assert "- All right, rephrasings: n/a, no such questions about one image." in page
+
+
+@pytest.mark.parametrize("given", ["nothing", "train", "control", "another control"])
+def test_no_number_is_printed_without_its_baseline_and_blank_images(vqa_run: Path, given: str) -> None:
+    controls = {
+        "control": {"blank_image": vqa_run / "blank.jsonl"},
+        "another control": {"mirror": vqa_run / "m.jsonl"},
+    }
+    items = read_records(vqa_run / "blank.jsonl", Prediction)
+    write_records(vqa_run / "m.jsonl", [replace(item, control="mirror") for item in items])
+    train = vqa_run / "train.jsonl" if given in ("train", "another control") else None
+    results = score(vqa_run / "predictions.jsonl", controls=controls.get(given), train_samples=train)
+    page = markdown_report(results)
+    assert headline(results).startswith("**Accuracy: not shown.** It says nothing without ")
+    assert ("--train FILE" in page) == (train is None)
+    assert ("--control blank_image=FILE" in page) == (given != "control")
+    assert "75.0" not in page and "27 of 36" not in page and "|" not in page
+
+
+def test_every_control_has_its_column(vqa_run: Path) -> None:
+    items = read_records(vqa_run / "blank.jsonl", Prediction)
+    for name in ("shuffled_images", "mirrored_images"):
+        write_records(vqa_run / f"{name}.jsonl", [replace(item, control=name) for item in items])
+    controls = {name: vqa_run / f"{name}.jsonl" for name in ("shuffled_images", "mirrored_images")}
+    controls["blank_image"] = vqa_run / "blank.jsonl"
+    results = score(vqa_run / "predictions.jsonl", controls=controls, train_samples=vqa_run / "train.jsonl")
+    assert "| Majority answer | Shuffled images | Mirrored images | Blank image |" in markdown_report(results)
+    assert "Mirrored images 33.3 %: difference +41.7" in headline(results)
+
+
+def test_historic_numbers_stand_apart_with_their_quirks(vqa_run: Path) -> None:
+    results = score(
+        vqa_run / "predictions.jsonl",
+        controls={"blank_image": vqa_run / "blank.jsonl"},
+        train_samples=vqa_run / "train.jsonl",
+        compat=["pefomed", "llava-med"],
+        out=vqa_run / "results.json",
+    )
+    page = markdown_report(results)
+    ours, historic = page.split("## Historic protocol `pefomed`: not comparable with the tables above")
+    assert "apex ray" in historic and "apex ray" not in ours
+    assert "## Historic protocol `llava-med`" in historic
+    [overall] = [line for line in historic.splitlines() if line.startswith("| overall ")]
+    assert [cell.strip() for cell in overall.split("|")[2:-1]] == ["36", "75.00", "66.67", "33.33"]
+    assert read_results(vqa_run / "results.json").historic == results.historic

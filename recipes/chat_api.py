@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests to any OpenAI-compatible chat endpoint: many at once, patient with a busy server, each paid for once.
+
+What can pass is tried again: time-outs, torn connections, unreadable bodies, and the statuses 408, 409, 425, 429 and
+5xx, after the time that the server names or a growing one. What cannot pass ends the run in one sentence: no such
+address or model, a key that is refused. Replies go to a [`Ledger`] at once; failures do not, so that a rerun tries
+them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import email.utils
+import ipaddress
+import logging
+import random
+import socket
+import sys
+import time
+import urllib.parse
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from .errors import ConfigError, PeFoMedError
+from .ledger import Ledger, Reply, fingerprint
+
+logger = logging.getLogger(__name__)
+
+PASSING = {408, 409, 425, 429}  # and all from 500 on
+FATAL = {
+    401: "refuses the key (401); set the right one in the environment variable named by --key-variable",
+    402: "wants to be paid first (402); look at the account's balance",
+    403: "refuses the key (403) for this model; look at what the key may do",
+    404: "knows no such address or model (404); check --url, which mostly ends in /v1, and --model",
+}
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 120.0
+CHARACTERS_PER_TOKEN = 4  # of English text; only for the estimate before the first reply
+TOKENS_PER_IMAGE = 1000  # likewise: endpoints count images very differently
+CALLS_BEFORE_PROJECTION = 20
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to ask, and how fast. `api_key` "" sends none: never the key of the Hub that is stored on this machine.
+
+    `per_minute` limits the requests that are started in a minute, `attempts` those of one request. Prices are in any
+    currency for a million tokens.
+    """
+
+    url: str
+    model: str
+    api_key: str = field(default="", repr=False)
+    concurrency: int = 8
+    per_minute: float | None = None
+    input_price: float = 0.0
+    output_price: float = 0.0
+    timeout_seconds: float = 120.0
+    attempts: int = 6
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One request: OpenAI's `messages`, and how to sample. `sample` tells repeated askings of the same apart."""
+
+    messages: list[dict[str, Any]]
+    max_tokens: int
+    temperature: float | None = 0.0
+    sample: int = 0
+    response_format: dict[str, Any] | None = None
+
+    def key(self, model: str) -> str:
+        """Return the fingerprint under which its reply is kept; the model is named as it was asked for."""
+        return fingerprint({"backend": "chat", "model": model, **self.__dict__})
+
+    def input_tokens(self) -> int:
+        """Estimate the tokens of the messages."""
+        tokens = 0
+        for message in self.messages:
+            content = message["content"]
+            for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
+                text = part.get("text")
+                tokens += TOKENS_PER_IMAGE if text is None else -(-len(text) // CHARACTERS_PER_TOKEN)
+        return tokens
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would ask: requests whose reply is `kept` already, `new` ones, and their tokens and cost at most."""
+
+    kept: int
+    new: int
+    input_tokens: int
+    output_tokens: int
+    cost: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.new:,} requests ({self.kept:,} more are answered already), about {self.input_tokens:,} tokens in "
+            f"and at most {self.output_tokens:,} out, cost at most {self.cost:,.2f} at the prices given"
+        )
+
+
+def estimate(requests: Iterable[ChatRequest], endpoint: Endpoint, ledger: Ledger) -> Estimate:
+    """Return what [`ask_all`] would ask; nothing is sent."""
+    distinct = {request.key(endpoint.model): request for request in requests}
+    new = [request for key, request in distinct.items() if key not in ledger]
+    tokens_in, tokens_out = sum(r.input_tokens() for r in new), sum(r.max_tokens for r in new)
+    return Estimate(len(distinct) - len(new), len(new), tokens_in, tokens_out, _cost(endpoint, tokens_in, tokens_out))
+
+
+def ask_all(
+    requests: Iterable[ChatRequest], endpoint: Endpoint, ledger: Ledger, *, max_cost: float | None = None
+) -> dict[str, str]:
+    """Ask everything that the ledger has no reply to; the replies are in the ledger then.
+
+    Args:
+        max_cost: the run does not start where its estimate is above, and stops where its replies so far say that it
+            will be.
+
+    Returns:
+        By their keys, the requests that got no reply, each with the last reason.
+
+    Raises:
+        PeFoMedError: the endpoint refuses every request, or the cost is above `max_cost`; replies that came are kept.
+    """
+    distinct = {request.key(endpoint.model): request for request in requests}
+    expected = estimate(distinct.values(), endpoint, ledger)
+    if max_cost is not None and expected.cost > max_cost:
+        raise PeFoMedError(f"nothing was asked: {expected}; the most that may be spent is {max_cost:,.2f}")
+    pending = {key: request for key, request in distinct.items() if key not in ledger}
+    return asyncio.run(_Run(endpoint, ledger, pending, max_cost).go()) if pending else {}
+
+
+class _Run:
+    """One run over pending requests: as many workers as may ask at once take them one by one."""
+
+    def __init__(self, endpoint: Endpoint, ledger: Ledger, pending: Mapping[str, ChatRequest], max_cost: float | None):
+        self.endpoint, self.ledger, self.pending, self.max_cost = endpoint, ledger, pending, max_cost
+        self.failures: dict[str, str] = {}
+        self.next_start = 0.0
+        self.random = random.Random(0)
+        self.spent, self.replies = 0.0, 0
+
+    async def go(self) -> dict[str, str]:
+        queue = iter(self.pending.items())
+        with tqdm(total=len(self.pending), desc="requests", disable=not sys.stderr.isatty()) as self.progress:
+            async with _client(self.endpoint) as self.client:
+                workers = [asyncio.create_task(self._work(queue)) for _ in range(self.endpoint.concurrency)]
+                try:
+                    await asyncio.gather(*workers)
+                finally:
+                    for worker in workers:
+                        worker.cancel()
+                    await asyncio.gather(*workers, return_exceptions=True)
+        return self.failures
+
+    async def _work(self, queue: Iterator[tuple[str, ChatRequest]]) -> None:
+        for key, request in queue:
+            reply = await self._ask(key, request)
+            if reply is not None:
+                self.ledger.add(reply)
+                self._count(request, reply)
+            self.progress.update()
+
+    async def _ask(self, key: str, request: ChatRequest) -> Reply | None:
+        """Return the reply, or `None` after noting why there is none."""
+        for attempt in range(1, self.endpoint.attempts + 1):
+            await self._wait_for_turn()
+            started = time.monotonic()
+            try:
+                output = await asyncio.wait_for(self._send(request), self.endpoint.timeout_seconds)
+                return _reply(key, output, time.monotonic() - started, attempt)
+            except Exception as error:
+                reason, wait = self._judge_failure(error)
+            if wait is None or attempt == self.endpoint.attempts:
+                self.failures[key] = reason
+                return None
+            backoff = FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * self.random.uniform(0.5, 1.5)
+            await asyncio.sleep(min(wait or backoff, LONGEST_WAIT_SECONDS))
+        raise AssertionError("attempts is 1 or more")
+
+    async def _send(self, request: ChatRequest) -> Any:
+        return await self.client.chat_completion(
+            request.messages,
+            model=self.endpoint.model,
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            seed=request.sample,
+            response_format=request.response_format,
+        )
+
+    def _judge_failure(self, error: Exception) -> tuple[str, float | None]:
+        """Return the reason, and the seconds to wait before the next attempt: 0 for a growing time, `None` for never.
+
+        Raises:
+            PeFoMedError: no request can ever pass.
+        """
+        from httpx2 import HTTPError
+        from huggingface_hub.errors import HfHubHTTPError
+
+        if isinstance(error, HfHubHTTPError):
+            status = error.response.status_code
+            if status in FATAL:
+                raise PeFoMedError(f"{self.endpoint.url} {FATAL[status]}") from None
+            passing = status in PASSING or status >= 500
+            return f"status {status}", _retry_after(error.response.headers) if passing else None
+        if isinstance(error, TimeoutError):  # asyncio's, and huggingface_hub's own
+            return "timed out", 0.0
+        if isinstance(error, HTTPError | OSError):
+            return f"connection failed ({type(error).__name__})", 0.0
+        if isinstance(error, ValueError | TypeError | LookupError | AttributeError):
+            return "the body is no chat completion", 0.0
+        raise error
+
+    async def _wait_for_turn(self) -> None:
+        if self.endpoint.per_minute:
+            now = time.monotonic()
+            start = max(now, self.next_start)
+            self.next_start = start + 60 / self.endpoint.per_minute
+            await asyncio.sleep(start - now)
+
+    def _count(self, request: ChatRequest, reply: Reply) -> None:
+        """Add up what was spent, and stop where the whole run would cost too much.
+
+        Raises:
+            PeFoMedError: it would.
+        """
+        tokens_in = request.input_tokens() if reply.input_tokens is None else reply.input_tokens
+        tokens_out = request.max_tokens if reply.output_tokens is None else reply.output_tokens
+        self.spent += _cost(self.endpoint, tokens_in, tokens_out)
+        self.replies += 1
+        projected = self.spent / self.replies * len(self.pending)
+        if self.max_cost is None:
+            return
+        if self.spent > self.max_cost or (self.replies >= CALLS_BEFORE_PROJECTION and projected > self.max_cost):
+            raise PeFoMedError(
+                f"stopped after {self.replies:,} replies, which are kept: they cost {self.spent:,.2f}, all "
+                f"{len(self.pending):,} would cost about {projected:,.2f}, and at most {self.max_cost:,.2f} may be "
+                "spent"
+            )
+
+
+def is_in_house(url: str) -> bool:
+    """Whether an endpoint is on this machine or in a private network: by all addresses of its host.
+
+    Raises:
+        ConfigError: the URL names no host, or one that has no address.
+    """
+    host = urllib.parse.urlsplit(url).hostname
+    if not host or not url.startswith(("http://", "https://")):
+        raise ConfigError(f"found the endpoint {url!r}; expected an address such as https://HOST/v1")
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        pass  # a name
+    try:
+        found = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        raise ConfigError(f"{host}: no such host; check the endpoint's address") from None
+    return all(ipaddress.ip_address(address).is_private for address in found)
+
+
+@contextlib.asynccontextmanager
+async def _client(endpoint: Endpoint) -> AsyncIterator[Any]:
+    """Give a client for one run. It refuses redirects, which could carry texts to another server, and works in
+    HF_HUB_OFFLINE, which is about the Hub and not about a server of the house."""
+    import httpx2
+    from huggingface_hub import AsyncInferenceClient
+
+    class Client(AsyncInferenceClient):
+        async def _get_async_client(self) -> httpx2.AsyncClient:
+            return session
+
+    async def refuse_redirects(response: httpx2.Response) -> None:
+        if response.is_redirect:
+            raise PeFoMedError(f"{endpoint.url} points elsewhere ({response.status_code}), which is not followed")
+
+    async with httpx2.AsyncClient(
+        timeout=endpoint.timeout_seconds,
+        limits=httpx2.Limits(max_connections=endpoint.concurrency),
+        event_hooks={"response": [refuse_redirects]},
+    ) as session:
+        # Without a key, the client would send the Hub's own to whatever server this is.
+        yield Client(base_url=endpoint.url, api_key=endpoint.api_key or "none", timeout=endpoint.timeout_seconds)
+
+
+def _reply(key: str, output: Any, seconds: float, attempts: int) -> Reply:
+    """Return the record of a chat completion; raises one of the errors of a malformed body where it is none."""
+    choice, usage = output.choices[0], output.usage
+    text = choice.message.content
+    if text is not None and not isinstance(text, str):
+        raise TypeError
+    return Reply(
+        key=key,
+        text=text or "",
+        model=output.model or "",
+        system_fingerprint=output.system_fingerprint or "",
+        finish_reason=choice.finish_reason or "",
+        input_tokens=usage.prompt_tokens if usage else None,
+        output_tokens=usage.completion_tokens if usage else None,
+        seconds=round(seconds, 3),
+        attempts=attempts,
+        replied_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Return the seconds that a server asks to wait, 0 where it does not say."""
+    value = headers.get("retry-after", "")
+    try:
+        return max(float(value), 0.0)
+    except ValueError:
+        pass
+    try:
+        until = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return max((until - datetime.datetime.now(datetime.UTC)).total_seconds(), 0.0)
+
+
+def _cost(endpoint: Endpoint, input_tokens: int, output_tokens: int) -> float:
+    return (input_tokens * endpoint.input_price + output_tokens * endpoint.output_price) / 1e6

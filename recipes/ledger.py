@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replies of paid or slow models, kept one a line as they come: a rerun asks nothing twice, a killed run loses none.
+
+A reply is found again by the fingerprint of its request. The request itself, which may hold a patient's text or image,
+is not stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import PeFoMedError
+from .records import append_records
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model replied to one request.
+
+    `key` fingerprints the request, `model` is the model as it called itself, `finish_reason` why it stopped. `seconds`
+    is the time of the attempt that succeeded, `attempts` how many were made, `replied_at` a time in ISO 8601 UTC.
+    Token counts are null where they were not reported.
+    """
+
+    key: str
+    text: str
+    model: str = ""
+    system_fingerprint: str = ""
+    finish_reason: str = ""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    seconds: float = 0.0
+    attempts: int = 1
+    replied_at: str = ""
+
+
+def fingerprint(request: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a request's canonical JSON: equal content, equal fingerprint, whatever the keys' order."""
+    text = json.dumps(request, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Ledger:
+    """An append-only file of replies, read whole when it is opened.
+
+    The last line is left out where a kill has torn it. Where two runs replied to the same request, the first stands.
+
+    Raises:
+        PeFoMedError: another line is not a reply.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.replies: dict[str, Reply] = {}
+        names = {f.name for f in fields(Reply)}
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        lines = content.splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                reply = Reply(**{name: value for name, value in row.items() if name in names})
+            except (ValueError, TypeError, AttributeError):
+                if number == len(lines) and not content.endswith(b"\n"):
+                    break
+                raise PeFoMedError(
+                    f"{self.path}, line {number}: found no reply of a model; this is no ledger, or it was edited"
+                ) from None
+            self.replies.setdefault(reply.key, reply)
+
+    def __len__(self) -> int:
+        return len(self.replies)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.replies
+
+    def __getitem__(self, key: str) -> Reply:
+        return self.replies[key]
+
+    def add(self, reply: Reply) -> None:
+        """Keep a reply; it is on disk when this returns."""
+        append_records(self.path, [reply])
+        self.replies.setdefault(reply.key, reply)
