@@ -8,6 +8,7 @@ pixel_values (N, 3, 448, 448)
   -> language_model         (B, T, 4096)       LLaMA-2, LoRA on q_proj and v_proj when fine-tuned
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -181,13 +182,48 @@ class PeFoMedModel(PeFoMedPreTrainedModel):
             `BaseModelOutputWithPooling`: `last_hidden_state` is the tower's output `(N, extra + patches, width)`,
             `pooler_output` a list of N tensors `(image_seq_length, hidden)`.
         """
-        with torch.no_grad():  # gradient checkpointing would otherwise build a graph through the whole tower
-            tower_dtype = next(self.vision_tower.parameters()).dtype
-            hidden_states = self.vision_tower(pixel_values.to(tower_dtype), return_dict=True).last_hidden_state
-            grouped = group_patch_tokens(hidden_states, self.config.num_patches, self.config.patch_group_size)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states, pooler_output=list(self.project_image_features(grouped))
-        )
+        output = BaseModelOutputWithPooling(last_hidden_state=self.get_tower_output(pixel_values))
+        output.pooler_output = self.get_image_tokens(output)
+        return output
+
+    @torch.no_grad()  # gradient checkpointing would otherwise build a graph through the whole tower
+    def get_tower_output(self, pixel_values):
+        """Return the frozen tower's output `(N, extra + patches, width)`: a pure function of the image.
+
+        A tower in 16 bits computes in its own format under autocast too, so that one image has the same features in
+        training and in prediction.
+        """
+        tower_dtype = next((parameter.dtype for parameter in self.vision_tower.parameters()), pixel_values.dtype)
+        device, is_half = pixel_values.device.type, tower_dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast(device, enabled=False) if is_half and device != "meta" else nullcontext():
+            return self.vision_tower(pixel_values.to(tower_dtype), return_dict=True).last_hidden_state
+
+    def get_image_tokens(self, image_output):
+        """
+        Return the image tokens of an output of [`PeFoMedModel.get_image_features`], a list of N tensors
+        `(image_seq_length, hidden)`. Where its `pooler_output` is missing, they are projected here, with gradients.
+
+        Args:
+            image_output (`BaseModelOutputWithPooling` or `dict`):
+                With `pooler_output`, or else the tower's `last_hidden_state` of shape `(N, extra + patches, width)`,
+                with or without its extra tokens.
+
+        Raises:
+            ValueError: it holds neither, or features of another tower's sizes.
+        """
+        tokens = image_output.get("pooler_output")
+        if tokens is not None:
+            return tokens
+        hidden_states = image_output.get("last_hidden_state")
+        width = self.config.vision_config.hidden_size
+        if hidden_states is None or hidden_states.ndim != 3 or hidden_states.shape[-1] != width:
+            found = "nothing" if hidden_states is None else f"last_hidden_state of shape {tuple(hidden_states.shape)}"
+            raise ValueError(
+                f"mm_encoder_outputs['image'] holds {found}; expected pooler_output, or last_hidden_state of shape "
+                f"(images, tokens, {width}). Compute it with this model's vision tower."
+            )
+        grouped = group_patch_tokens(hidden_states, self.config.num_patches, self.config.patch_group_size)
+        return list(self.project_image_features(grouped))
 
     def _embed(self, input_ids, image_features):
         """Look up text tokens and put image tokens at the placeholders; `(B, T, hidden)`."""
@@ -274,7 +310,8 @@ class PeFoMedModel(PeFoMedPreTrainedModel):
             inputs_embeds (`torch.FloatTensor` of shape `(B, T, hidden)`, *optional*):
                 Instead of `input_ids`, with the image tokens already in place.
             mm_encoder_outputs (`dict`, *optional*):
-                `{"image": output of get_image_features}`, instead of `pixel_values`.
+                `{"image": output of get_image_features}`, instead of `pixel_values`; or, without its `pooler_output`,
+                `{"image": {"last_hidden_state": features}}`: see [`PeFoMedModel.get_image_tokens`].
             segment_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
                 Packs several questions behind one image: see [`shared_prefix_mask_function`].
             image_group_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
@@ -292,7 +329,7 @@ class PeFoMedModel(PeFoMedPreTrainedModel):
             if image_output is not None:
                 raise ValueError("Pass either pixel_values or mm_encoder_outputs, not both.")
             image_output = self.get_image_features(pixel_values, return_dict=True)
-        image_features = None if image_output is None else torch.cat(list(image_output.pooler_output), dim=0)
+        image_features = None if image_output is None else torch.cat(list(self.get_image_tokens(image_output)), dim=0)
 
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids, image_features)
@@ -357,6 +394,15 @@ class PeFoMedForConditionalGeneration(PeFoMedPreTrainedModel, GenerationMixin):
     def get_image_features(self, pixel_values, **kwargs):
         """See [`PeFoMedModel.get_image_features`]; `generate` calls this once, also for beams."""
         return self.model.get_image_features(pixel_values, **kwargs)
+
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs):
+        """As in `GenerationMixin`; features that are not projected yet are projected once, also for beams."""
+        model_kwargs = super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+        encoded = model_kwargs["mm_encoder_outputs"]
+        if encoded.get("image") is not None:
+            tokens = self.model.get_image_tokens(encoded["image"])
+            model_kwargs["mm_encoder_outputs"] = {**encoded, "image": BaseModelOutputWithPooling(pooler_output=tokens)}
+        return model_kwargs
 
     @can_return_tuple
     def forward(

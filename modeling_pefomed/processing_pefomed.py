@@ -168,7 +168,7 @@ class PeFoMedProcessor(ProcessorMixin):
                 raise ValueError(f"The text holds the control token {found[0]}, which cannot be masked for training.")
         return super().apply_chat_template(conversation, chat_template, *args, **kwargs)
 
-    def encode_prompt(self, instruction, task, num_images=1, training=False):
+    def encode_prompt(self, instruction, task, num_images=1, training=False, expand_images=True):
         """Return the token ids of one prompt (all before the answer), with every image expanded to its image tokens.
 
         The same ids as `apply_chat_template(..., tokenize=True)` gives for the same conversation, without touching the
@@ -179,6 +179,8 @@ class PeFoMedProcessor(ProcessorMixin):
             task (`str`): one of `caption`, `vqa`, `report`, `refer`, `grounding`, `identify`, `detection`.
             num_images (`int`, defaults to 1): images before the instruction.
             training (`bool`, defaults to `False`): the form to train on, which in `released` is another one.
+            expand_images (`bool`, defaults to `True`): with `False`, one image token stands for each image, to be
+                repeated `image_seq_length` times later.
 
         Returns:
             `list[int]`
@@ -196,6 +198,8 @@ class PeFoMedProcessor(ProcessorMixin):
             add_generation_prompt=True,
             **self._variables(training),
         )
+        if not expand_images:
+            return ids
         repeat = {self.image_token_id: self.image_seq_length}
         return [token for token in ids for _ in range(repeat.get(token, 1))]
 

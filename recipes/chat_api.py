@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,9 @@ from .errors import ConfigError, PeFoMedError
 from .ledger import Ledger, Reply, fingerprint
 
 logger = logging.getLogger(__name__)
+
+Messages = list[dict[str, Any]]
+Complete = Callable[[Messages], Messages]
 
 PASSING = {408, 409, 425, 429}  # and all from 500 on
 FATAL = {
@@ -67,7 +70,7 @@ class Endpoint:
 class ChatRequest:
     """One request: OpenAI's `messages`, and how to sample. `sample` tells repeated askings of the same apart."""
 
-    messages: list[dict[str, Any]]
+    messages: Messages
     max_tokens: int
     temperature: float | None = 0.0
     sample: int = 0
@@ -114,33 +117,51 @@ def estimate(requests: Iterable[ChatRequest], endpoint: Endpoint, ledger: Ledger
 
 
 def ask_all(
-    requests: Iterable[ChatRequest], endpoint: Endpoint, ledger: Ledger, *, max_cost: float | None = None
+    requests: Iterable[ChatRequest],
+    endpoint: Endpoint,
+    ledger: Ledger,
+    *,
+    max_cost: float | None = None,
+    complete: Complete | None = None,
 ) -> dict[str, str]:
     """Ask everything that the ledger has no reply to; the replies are in the ledger then.
 
     Args:
         max_cost: the run does not start where its estimate is above, and stops where its replies so far say that it
             will be.
+        complete: makes of a request's messages those that are sent, in a thread. Images need not lie in memory then:
+            the request holds their fingerprints.
 
     Returns:
         By their keys, the requests that got no reply, each with the last reason.
 
     Raises:
+        ConfigError: the cost is limited, and there are no prices.
         PeFoMedError: the endpoint refuses every request, or the cost is above `max_cost`; replies that came are kept.
     """
+    if max_cost is not None and not endpoint.input_price and not endpoint.output_price:
+        raise ConfigError("found --max-cost without prices; expected --input-price and --output-price beside it")
     distinct = {request.key(endpoint.model): request for request in requests}
     expected = estimate(distinct.values(), endpoint, ledger)
     if max_cost is not None and expected.cost > max_cost:
         raise PeFoMedError(f"nothing was asked: {expected}; the most that may be spent is {max_cost:,.2f}")
     pending = {key: request for key, request in distinct.items() if key not in ledger}
-    return asyncio.run(_Run(endpoint, ledger, pending, max_cost).go()) if pending else {}
+    return asyncio.run(_Run(endpoint, ledger, pending, max_cost, complete).go()) if pending else {}
 
 
 class _Run:
     """One run over pending requests: as many workers as may ask at once take them one by one."""
 
-    def __init__(self, endpoint: Endpoint, ledger: Ledger, pending: Mapping[str, ChatRequest], max_cost: float | None):
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        ledger: Ledger,
+        pending: Mapping[str, ChatRequest],
+        max_cost: float | None,
+        complete: Complete | None,
+    ):
         self.endpoint, self.ledger, self.pending, self.max_cost = endpoint, ledger, pending, max_cost
+        self.complete = complete
         self.failures: dict[str, str] = {}
         self.next_start = 0.0
         self.random = random.Random(0)
@@ -169,11 +190,14 @@ class _Run:
 
     async def _ask(self, key: str, request: ChatRequest) -> Reply | None:
         """Return the reply, or `None` after noting why there is none."""
+        messages = request.messages
+        if self.complete is not None:
+            messages = await asyncio.to_thread(self.complete, messages)
         for attempt in range(1, self.endpoint.attempts + 1):
             await self._wait_for_turn()
             started = time.monotonic()
             try:
-                output = await asyncio.wait_for(self._send(request), self.endpoint.timeout_seconds)
+                output = await asyncio.wait_for(self._send(request, messages), self.endpoint.timeout_seconds)
                 return _reply(key, output, time.monotonic() - started, attempt)
             except Exception as error:
                 reason, wait = self._judge_failure(error)
@@ -184,9 +208,9 @@ class _Run:
             await asyncio.sleep(min(wait or backoff, LONGEST_WAIT_SECONDS))
         raise AssertionError("attempts is 1 or more")
 
-    async def _send(self, request: ChatRequest) -> Any:
+    async def _send(self, request: ChatRequest, messages: Messages) -> Any:
         return await self.client.chat_completion(
-            request.messages,
+            messages,
             model=self.endpoint.model,
             max_tokens=request.max_tokens,
             temperature=request.temperature,

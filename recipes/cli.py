@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +15,23 @@ from . import quickstart as quickstart_launcher
 from . import score as score_launcher
 from . import stage1 as stage1_launcher
 from . import stage2 as stage2_launcher
+from .agree import agree
+from .bench import bench
+from .calibrate import calibrate
+from .compare import compare
 from .compose import compose
 from .convert import convert
 from .data_commands import data_app
 from .doctor import doctor
 from .errors import one_line_errors
+from .features import features
+from .judge import judge
 from .merge import merge
 from .plan import plan
 from .predict import predict
+from .predict_api import predict_api
+from .rate import rate_app
+from .report import report
 
 app = typer.Typer(
     help="Adapt a multimodal LLM to medical images: two-stage fine-tuning, predictions, evaluation one can believe.",
@@ -47,14 +57,25 @@ def stage2(context: typer.Context) -> None:
     stage2_launcher.main(context.args)
 
 
+app.command()(features)
 app.command()(predict)
+app.command()(predict_api)
 app.command("score")(score_launcher.command)
+app.command()(compare)
+app.command()(calibrate)
+app.add_typer(rate_app, name="rate")
+app.command()(agree)
+app.command()(report)
+app.command()(judge)
 app.add_typer(data_app, name="data")
 app.command()(merge)
 app.command()(convert)
 app.command()(compose)
 app.command()(doctor)
 app.command()(plan)
+app.command()(bench)
+# The hub stands above this room, which may not import it: its commands come in by the module's name.
+app.add_typer(import_module("pefomed_hub.cli").app)
 
 
 @app.command()
@@ -127,6 +148,9 @@ def main() -> None:
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         os.environ["PEFOMED_DEBUG"] = "1"
+    # One word for both ways to get predictions, though a model behind an endpoint has options of its own.
+    if sys.argv[1:2] == ["predict"] and any(word.partition("=")[0] == "--api" for word in sys.argv):
+        sys.argv[1] = "predict-api"
     app()
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "stage1": "--learning_rate",
     "stage2": "--early_stopping_patience",
     "predict": "--control",
+    "predict-api": "--max-cost",
     "score": "--train",
     "merge": "--out",
     "compose": "--vision-tower",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pefomed_recipes.predict import predict
+from pefomed_recipes.predict_api import predict_api
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,8 @@ def test_readme_is_short_and_names_only_files_and_targets_that_exist(repo: Path,
 def test_readme_uses_only_options_and_configs_that_exist(repo: Path, readme: str) -> None:
     for name in re.findall(r"\b(stage[12]/\w+)", readme):
         assert (repo / "recipes" / "configs" / f"{name}.yaml").is_file(), name
-    known = {f"--{name.replace('_', '-')}" for name in inspect.signature(predict).parameters}
+    parameters = [*inspect.signature(predict).parameters, *inspect.signature(predict_api).parameters]
+    known = {f"--{name.replace('_', '-')}" for name in parameters}
     commands = re.findall(r"^pefomed predict .*$", readme, flags=re.MULTILINE)
     assert len(commands) >= 2
     assert {option for command in commands for option in re.findall(r"--[a-z-]+", command)} <= known

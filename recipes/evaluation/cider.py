@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,27 +32,54 @@ def cider(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) ->
 
     Source: Vedantam et al. 2015; `cider_d` as in pycocoevalcap, which gives 0 where this is not defined.
     """
-    item_of_pair = np.repeat(np.arange(len(references)), [len(each) for each in references])
+    item_of_pair = _items_of_pairs(references)
+    pair_numbers = _pair_numbers(hypotheses, references)
+
+    def values(weights: Floats) -> dict[str, Floats]:
+        found: dict[str, list[Floats]] = {"cider_d": [], "cider": []}
+        for start in range(0, len(weights), CHUNK):
+            chunk = weights[start : start + CHUNK].T  # (items, draws)
+            for name, numbers in pair_numbers(chunk).items():
+                found[name].append((numbers * chunk[item_of_pair]).sum(axis=0) / chunk.sum(axis=0))
+        return {name: np.concatenate(chunks) for name, chunks in found.items()}
+
+    return values
+
+
+def cider_of_items(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, list[float]]:
+    """Return `cider_d` and `cider` of each item, n-grams weighed by all references: their means are the
+    numbers of [`cider`]. NaN where these are not defined."""
+    numbers = _pair_numbers(hypotheses, references)(np.ones((len(hypotheses), 1)))
+    item_of_pair = _items_of_pairs(references)
+    return {name: np.bincount(item_of_pair, weights=column[:, 0]).tolist() for name, column in numbers.items()}
+
+
+def _items_of_pairs(references: Sequence[Sequence[Words]]) -> np.ndarray:
+    """Return for each pair of a hypothesis and one reference the item that it belongs to: (pairs,)."""
+    return np.repeat(np.arange(len(references)), [len(each) for each in references])
+
+
+def _pair_numbers(
+    hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]
+) -> Callable[[Floats], dict[str, Floats]]:
+    """Return what gives, for how often each item is drawn (items, draws), what each pair adds to its item's numbers:
+    (pairs, draws), NaN in draws in which nothing has weight."""
+    item_of_pair = _items_of_pairs(references)
     pairs = [words for each in references for words in each]
     orders = [_Order(hypotheses, references, pairs, item_of_pair, order) for order in range(1, MAX_ORDER + 1)]
     bigrams = [np.array([max(len(words) - 1, 0) for words in texts]) for texts in (hypotheses, pairs)]
     penalty = np.exp(-((bigrams[0][item_of_pair] - bigrams[1]) ** 2) / (2 * SIGMA**2))[:, None]  # (pairs, 1)
     share = (1 / np.bincount(item_of_pair))[item_of_pair][:, None]  # of an item's number: (pairs, 1)
 
-    def values(weights: Floats) -> dict[str, Floats]:
-        found: dict[str, list[Floats]] = {"cider_d": [], "cider": []}
-        for start in range(0, len(weights), CHUNK):
-            chunk = weights[start : start + CHUNK].T  # (items, draws)
-            parts = [order.similarities(chunk) for order in orders]
-            of_pair = chunk[item_of_pair] * share
-            is_defined = np.any([part[2] for part in parts], axis=0)
-            for name, at, factor in (("cider_d", 0, penalty), ("cider", 1, 1.0)):
-                similarity = np.mean([part[at] for part in parts], axis=0) * factor  # (pairs, draws)
-                number = 10 * (similarity * of_pair).sum(axis=0) / chunk.sum(axis=0)
-                found[name].append(np.where(is_defined, number, np.nan))
-        return {name: np.concatenate(chunks) for name, chunks in found.items()}
+    def numbers(weights: Floats) -> dict[str, Floats]:
+        parts = [order.similarities(weights) for order in orders]
+        scale = np.where(np.any([part[2] for part in parts], axis=0), 10.0, np.nan)  # (draws,)
+        return {
+            "cider_d": np.mean([part[0] for part in parts], axis=0) * penalty * share * scale,
+            "cider": np.mean([part[1] for part in parts], axis=0) * share * scale,
+        }
 
-    return values
+    return numbers
 
 
 class _Order:

@@ -24,6 +24,7 @@ from .intervals import (
     mcnemar_test,
     paired_permutation,
 )
+from .paired_texts import paired_text_numbers
 from .predictions import (
     Problems,
     load_predictions,
@@ -44,7 +45,7 @@ ONE_CLUSTER = "fewer than two clusters (images)"
 
 @dataclass
 class ComparedRow:
-    """One metric on one slice: the two numbers (0..1), first minus second, and how surprising that is.
+    """One metric on one slice: the two numbers (0..1; CIDEr 0..10), first minus second, and how surprising that is.
 
     `p_permutation` exchanges the systems for whole images and is the one to quote; `p_holm` is the same, adjusted for
     all slices of the table, null on the rows over all items. `p_mcnemar`, of 0/1 scores only, takes items as
@@ -165,11 +166,11 @@ def compare_items(
     adjusted = holm_adjusted([row.p_permutation for row in tested if row.p_permutation is not None])
     for row, p_value in zip(tested, adjusted, strict=True):
         row.p_holm = p_value
-    return rows
+    return rows + (_compared_texts(first, second, clusters) if first[0].task in ("caption", "report") else [])
 
 
 def _metrics(items: Sequence[Prediction]) -> list[tuple[Metric, Callable[[Sequence[Prediction]], ItemScores]]]:
-    """Return the metrics of a task that are sums over items. BLEU and CIDEr are none."""
+    """Return the metrics of a task that are sums over items, so that slices can be compared."""
     if items[0].task == "vqa":
         return [(accuracy.ACCURACY, accuracy.score_answers)]
     if items[0].task == "refer":
@@ -182,6 +183,23 @@ def _metrics(items: Sequence[Prediction]) -> list[tuple[Metric, Callable[[Sequen
     if reports.why_no_exact_facts(items):
         return [text]
     return [(reports.F1, lambda found: reports.score_facts(found)[reports.F1.name]), text]
+
+
+def _compared_texts(
+    first: Sequence[Prediction], second: Sequence[Prediction], clusters: Sequence[str]
+) -> list[ComparedRow]:
+    """Return the rows of numbers of the whole corpus, over all items: they are not sliced."""
+    rows = []
+    for metric, number in paired_text_numbers(first, second, clusters).items():
+        row = ComparedRow(
+            metric, "overall", "", "", len(first), len(set(clusters)), number.first, number.second, None, None, None
+        )
+        if number.first is not None and number.second is not None:
+            row.difference = number.first - number.second
+        row.interval, row.p_permutation = number.interval, number.p_value
+        row.reason = number.reason or ("" if number.interval else ONE_CLUSTER)
+        rows.append(row)
+    return rows
 
 
 def _compared(

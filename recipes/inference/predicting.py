@@ -7,31 +7,32 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
+from transformers import CompileConfig
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 
-from ..data.images import load_image
-from ..data.instructions import VqaInstruction, render_instruction
-from ..errors import ConfigError, PeFoMedError
+from ..answers import YES_NO, closed_options
+from ..data.instructions import VqaInstruction
+from ..errors import PeFoMedError
+from ..models.feature_cache import FeatureCache
 from ..records import Prediction, Sample, read_records, write_records
-from .generate import Request, adapter_base, generate_answers, load_model, load_processor
+from .asking import Prompts, distinct_questions, read_requests
+from .controls import BLANK, MIRRORED, SHUFFLED, blank_image, check_control
+from .generate import generate_answers
+from .loading import adapter_base, load_model, load_processor
+from .requests import Request
+from .scoring_text import answer_probabilities, sentence_support
 
 logger = logging.getLogger(__name__)
 
-CONTROLS = ("", "blank_image")
-
-
-def blank_image(processor: PeFoMedProcessor) -> Image.Image:
-    """Return an image that says nothing: uniform, at the mean colour, so that all its pixels are 0 when normalised."""
-    size = processor.image_processor.size
-    colour = tuple(round(255 * mean) for mean in processor.image_processor.image_mean)
-    return Image.new("RGB", (size["width"], size["height"]), colour)
+# Tasks whose answers are made of sentences.
+HAVE_SENTENCES = ("caption", "report")
 
 
 def model_identity(folder: str | Path) -> tuple[str, str]:
@@ -55,6 +56,10 @@ def predict(
     control: str = "",
     instruction: VqaInstruction = "short_answer",
     rows_per_batch: int = 64,
+    feature_cache: Path | None = None,
+    probabilities: bool = False,
+    merge: bool = False,
+    compile_step: bool = False,
     model_and_processor: tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor] | None = None,
 ) -> Path:
     """Answer every sample and write `out`, one [`Prediction`] a line in the samples' order; return `out`.
@@ -64,92 +69,96 @@ def predict(
 
     Args:
         folder: adapter or base model.
-        control: "" or `blank_image` (every image replaced by a blank one).
+        control: "" or one of `CONTROLS`: `blank_image` (every image replaced by a blank one), `shuffled_images` (by
+            another study's) or `mirrored_images` (left and right exchanged).
         instruction: wording of VQA questions.
+        feature_cache: a folder that `pefomed features` wrote; no image is decoded then. Blank and mirrored images are
+            encoded live.
+        probabilities: also write `p_yes` of yes/no questions and `sentence_support` of captions and reports, which
+            prefills their images again.
+        merge: see [`load_model`].
+        compile_step: compile the decoding step; for GPUs, from some hundred answers on.
         model_and_processor: what `load_model(folder)` returned, when it is loaded already.
 
     Raises:
-        PeFoMedError: no samples, an unreadable image, or `out` holds predictions of another model.
+        PeFoMedError: no samples, a missing or unreadable image, one that is not in the feature cache, or `out` holds
+            predictions of another model.
         ConfigError: an unknown control.
     """
-    if control not in CONTROLS:
-        raise ConfigError(f"unknown control {control!r}; expected blank_image")
+    check_control(control)
     if not samples:
         raise PeFoMedError("There is nothing to predict: found 0 samples.")
     model_name, adapter = model_identity(folder)
     who = {"control": control, "model": model_name, "adapter": adapter}
     processor = model_and_processor[1] if model_and_processor else load_processor(folder)
-    prompts = {sample.id: _prompt_sha256(sample, processor, instruction) for sample in samples}
-    if out.is_file() and _matches(read_records(out, Prediction), samples, prompts, who):
+    prompts = Prompts(processor, samples, instruction)
+
+    def is_current(prediction: Prediction) -> bool:
+        """By this model, under this control, to the prompt that its sample has now, with what is wanted beside it."""
+        return (
+            all(getattr(prediction, key) == value for key, value in who.items())
+            and prediction.prompt_sha256 == prompts.sha256.get(prediction.id)
+            and not (probabilities and _lacks_probabilities(prediction))
+        )
+
+    if out.is_file():
+        _check_finished(read_records(out, Prediction), samples, is_current)
         return out
     partial = out.with_name(out.name + ".partial")
-    done = {p.id: p for p in _read_partial(partial) if _is_by(p, prompts, who)}
+    done = {p.id: p for p in _read_partial(partial) if is_current(p)}
     if done:
         logger.info("%d of %d answers are there already", len(done), len(samples))
-    model = (model_and_processor or load_model(folder))[0]
-    blank = blank_image(processor) if control == "blank_image" else None
-    # Decoding is deterministic: what is asked twice is answered once. All images of a control look alike, so there
-    # each wording is asked once.
-    twins: dict[tuple[object, ...], list[Sample]] = {}
-    for sample in samples:
-        if sample.id not in done:
-            images = len(sample.image_paths) if blank else tuple(sample.image_paths)
-            twins.setdefault((images, prompts[sample.id]), []).append(sample)
-    asked = {group[0].id: group for group in twins.values()}
+    asked = distinct_questions([sample for sample in samples if sample.id not in done], samples, prompts, control)
+    without_tower = feature_cache is not None and control in ("", SHUFFLED) and not probabilities
+    cached = None if control in (BLANK, MIRRORED) else feature_cache
+    model = (model_and_processor or load_model(folder, merge=merge, without_tower=without_tower))[0]
+    features = None if cached is None else FeatureCache.open(cached, model, processor.image_processor)
     out.parent.mkdir(parents=True, exist_ok=True)
+    p_yes: dict[str, float] = {}
+    pictured: dict[str, Request] = {}  # reports on their way, whose sentences are scored when they are there
+
+    def requests() -> Iterator[Request]:
+        for same in read_requests(asked, control, processor, features):
+            if probabilities:
+                closed = [request for request in same if any(map(_is_yes_no, asked[request.id].samples))]
+                found = answer_probabilities(model, processor, closed, YES_NO, features=features)
+                p_yes.update((name, shares["yes"]) for name, shares in found.items())
+                pictured.update((request.id, request) for request in same if request.task in HAVE_SENTENCES)
+            yield from same
+
     with partial.open("a", encoding="utf-8") as lines, tqdm(
         total=len(samples), initial=len(done), desc=f"answers{' ' + control if control else ''}",
         disable=not sys.stderr.isatty(),
     ) as progress:  # fmt: skip
-        first = [group[0] for group in asked.values()]
-        for requests in _requests(first, blank, instruction, rows_per_batch):
-            for sample_id, answer in generate_answers(model, processor, requests, rows_per_batch=rows_per_batch):
-                for sample in asked[sample_id]:
-                    prediction = Prediction.of(sample, answer, prompt_sha256=prompts[sample.id], **who)
-                    done[sample.id] = prediction
-                    lines.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
-                    progress.update()
+        options = {"rows_per_batch": rows_per_batch, "features": features}
+        options["compile_config"] = CompileConfig() if compile_step else None
+        for sample_id, answer in generate_answers(model, processor, requests(), **options):
+            support = None
+            if request := pictured.pop(sample_id, None):
+                blank = blank_image(processor)
+                scored = sentence_support(model, processor, request, answer, blank, features=features)
+                support = [sentence.support for sentence in scored]
+            for sample in asked[sample_id].samples:
+                own: dict[str, Any] = {**who, "prompt_sha256": prompts.sha256[sample.id], "sentence_support": support}
+                own["p_yes"] = p_yes.get(sample_id) if _is_yes_no(sample) else None
+                done[sample.id] = Prediction.of(sample, answer, **own)
+                lines.write(json.dumps(asdict(done[sample.id]), ensure_ascii=False) + "\n")
+                progress.update()
             lines.flush()
     write_records(out, (done[sample.id] for sample in samples))
     partial.unlink()
     return out
 
 
-def _prompt_sha256(sample: Sample, processor: PeFoMedProcessor, instruction: VqaInstruction) -> str:
-    """Return the fingerprint of a sample's prompt as token ids."""
-    asked = render_instruction(sample, training=False, instruction=instruction)
-    ids = processor.encode_prompt(asked, sample.task, num_images=len(sample.image_paths))
-    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+def _is_yes_no(item: Sample | Prediction) -> bool:
+    """Whether this is a question that yes or no answers."""
+    return item.task == "vqa" and closed_options(item.instruction, item.answers[0] if item.answers else "") == YES_NO
 
 
-def _is_by(prediction: Prediction, prompts: dict[str, str], who: dict[str, str]) -> bool:
-    """Whether a prediction is by this model, under this control, to the prompt that its sample has now."""
-    same_model = all(getattr(prediction, key) == value for key, value in who.items())
-    return same_model and prediction.prompt_sha256 == prompts.get(prediction.id)
-
-
-def _requests(
-    samples: list[Sample], blank: Image.Image | None, instruction: VqaInstruction, size: int
-) -> Iterator[list[Request]]:
-    """Yield requests in portions whose images fit into memory.
-
-    Samples about the same image are put side by side first, so that few images are opened twice.
-    """
-    groups: dict[tuple[str, ...], list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(tuple(sample.image_paths), []).append(sample)
-    ordered = [sample for group in groups.values() for sample in group]
-    for portion in (ordered[start : start + size] for start in range(0, len(ordered), size)):
-        opened = {path: blank or load_image(path) for sample in portion for path in sample.image_paths}
-        yield [
-            Request(
-                sample.id,
-                sample.task,
-                render_instruction(sample, training=False, instruction=instruction),
-                tuple(opened[path] for path in sample.image_paths),
-            )
-            for sample in portion
-        ]
+def _lacks_probabilities(prediction: Prediction) -> bool:
+    if prediction.task in HAVE_SENTENCES:
+        return prediction.sentence_support is None
+    return prediction.p_yes is None and _is_yes_no(prediction)
 
 
 def _read_partial(path: Path) -> list[Prediction]:
@@ -161,16 +170,16 @@ def _read_partial(path: Path) -> list[Prediction]:
     return read_records(path, Prediction)
 
 
-def _matches(
-    predictions: list[Prediction], samples: list[Sample], prompts: dict[str, str], who: dict[str, str]
-) -> bool:
-    """Whether a finished file is by the same model about the same samples.
+def _check_finished(
+    predictions: list[Prediction], samples: list[Sample], is_current: Callable[[Prediction], bool]
+) -> None:
+    """Check that a finished file is by the same model about the same samples.
 
     Raises:
         PeFoMedError: it is not.
     """
-    if all(_is_by(p, prompts, who) for p in predictions) and [p.id for p in predictions] == [s.id for s in samples]:
-        return True
-    raise PeFoMedError(
-        "The output file holds predictions of another model or data set; name another file or delete it."
-    )
+    if not all(map(is_current, predictions)) or [p.id for p in predictions] != [s.id for s in samples]:
+        raise PeFoMedError(
+            "The output file holds predictions of another model or data set, or lacks probabilities; name another "
+            "file or delete it."
+        )

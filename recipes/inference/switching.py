@@ -73,10 +73,8 @@ def can_mix(model: Any) -> bool:
     return all(config.peft_type == "LORA" and not config.use_dora for config in configs)
 
 
-@contextmanager
-def switched(model: Any, names: Sequence[str | None]) -> Iterator[bool]:
-    """While it lasts, the model answers with the adapter of this name; yields whether the names are several, which
-    must then be given to each call as `adapter_names`.
+def check_loaded(model: Any, names: Sequence[str | None]) -> None:
+    """Check the names of adapters that requests ask for; `None` asks the model as it is.
 
     Raises:
         PeFoMedError: there is no adapter of that name.
@@ -86,6 +84,17 @@ def switched(model: Any, names: Sequence[str | None]) -> Iterator[bool]:
         if name is not None and name not in loaded:
             known = f"loaded are {', '.join(loaded)}" if loaded else "load the model with load_adapters"
             raise PeFoMedError(f"There is no adapter {name!r}{did_you_mean(name, loaded)}; {known}.")
+
+
+@contextmanager
+def switched(model: Any, names: Sequence[str | None]) -> Iterator[bool]:
+    """While it lasts, the model answers with the adapter of this name; yields whether the names are several, which
+    must then be given to each call as `adapter_names`.
+
+    Raises:
+        PeFoMedError: there is no adapter of that name.
+    """
+    check_loaded(model, names)
     first = names[0]
     if set(names) == {None}:
         yield False

@@ -175,7 +175,7 @@ class VirtualTokensPeftModel(ProjectorPeftModel):
         image = kwargs.pop("mm_encoder_outputs", None) or {}
         if pixel_values is not None:
             image = {"image": model.get_image_features(pixel_values, return_dict=True)}
-        features = torch.cat(list(image["image"].pooler_output)) if image else None
+        features = torch.cat(list(model.get_image_tokens(image["image"]))) if image else None
         embeds = model._embed(input_ids, features)
         virtual = self.get_prompt(len(input_ids)).to(embeds)
         ahead = torch.arange(count, device=positions.device).expand(len(input_ids), -1)

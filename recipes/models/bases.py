@@ -16,6 +16,7 @@ from modeling_pefomed import PeFoMedForConditionalGeneration
 
 from ..errors import PeFoMedError
 from ..staging import whole_file
+from .towers import AbsentTower, ModelWithoutTower, describe_tower, load_tower
 
 FINGERPRINT = "base_fingerprint.json"
 QUANTIZATIONS = ("none", "nf4")
@@ -25,19 +26,31 @@ NOT_QUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 SAMPLED_VALUES = 64
 
 
-def load_base_model(base: str | Path, dtype: torch.dtype, quantization: str = "none") -> Any:
+def load_base_model(
+    base: str | Path, dtype: torch.dtype, quantization: str = "none", *, without_tower: bool = False
+) -> Any:
     """Return what `AutoModelForImageTextToText` finds at a place, in this dtype.
 
     Args:
         quantization: `nf4` for 4-bit NormalFloat with double quantization in the language model's linear layers; the
             tower, the projector and the head keep their format.
+        without_tower: leave the vision tower out of memory, for runs that find all images in a feature cache. It is
+            only read once, for the fingerprint of the base.
 
     Raises:
         PeFoMedError: an unknown quantization, or bitsandbytes is not installed.
         OSError, ValueError: what transformers raises where nothing can be loaded.
     """
     settings = quantization_settings(quantization, dtype)
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, **settings)
+    if without_tower:
+        alone = load_tower(base, dtype)
+        digest, description = base_fingerprint(alone)["vision_tower"], describe_tower(alone)
+        del alone
+        model = ModelWithoutTower.from_pretrained(base, dtype=dtype, **settings)
+        tower = model.model.vision_tower
+        tower.base_digest, tower.description = digest, description
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, **settings)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On some CPUs bitsandbytes would repack weights when it first validates, and round their scales: the
@@ -79,6 +92,8 @@ def base_fingerprint(base: PeFoMedForConditionalGeneration) -> dict[str, str]:
     """
     digests: dict[str, Any] = {}
     quantized = set()
+    tower = base.model.vision_tower
+    known = {"vision_tower": tower.base_digest} if isinstance(tower, AbsentTower) else {}
     for name, parameter in base.named_parameters():
         part = _part(base, name)
         if not parameter.is_floating_point():
@@ -89,7 +104,7 @@ def base_fingerprint(base: PeFoMedForConditionalGeneration) -> dict[str, str]:
             values = flat[places.long().to(flat.device)].to(torch.bfloat16).cpu().view(torch.uint8)
             digest = digests.setdefault(part, hashlib.sha256())
             digest.update(f"{name} {tuple(parameter.shape)} ".encode() + bytes(values.tolist()))
-    return {part: digest.hexdigest() for part, digest in digests.items() if part not in quantized}
+    return known | {part: digest.hexdigest() for part, digest in digests.items() if part not in quantized}
 
 
 def _part(base: PeFoMedForConditionalGeneration, name: str) -> str:

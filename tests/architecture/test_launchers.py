@@ -9,7 +9,25 @@ from subprocess import CompletedProcess
 
 import pytest
 
-LAUNCHERS = ("stage1", "stage2", "predict", "score", "quickstart", "convert", "merge", "compose", "doctor", "plan")
+LAUNCHERS = (
+    "stage1",
+    "stage2",
+    "predict",
+    "predict_api",
+    "score",
+    "compare",
+    "calibrate",
+    "agree",
+    "report",
+    "quickstart",
+    "convert",
+    "merge",
+    "compose",
+    "doctor",
+    "plan",
+    "bench",
+    "features",
+)
 MAX_LINES = 60
 
 

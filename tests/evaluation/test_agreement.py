@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,50 +30,59 @@ from pefomed_recipes.evaluation.replacement import alternative_annotator
 from pefomed_recipes.records import Prediction, Rating, Verdict, append_records, write_records
 
 Write = Callable[..., list[Path]]
+Study = Callable[..., PanelResults]
+
+
+def _write_study(
+    folder: Path,
+    items: int = 160,
+    raters: int = 3,
+    rater: float = 0.6,
+    judge: float = 0.6,
+    shift: float = 0.0,
+    drift: float = 0.0,
+    samples: int = 3,
+) -> list[Path]:
+    """Write reports whose truth is known, raters and a judge that err by `rater` and `judge` points, and metrics."""
+    rng = np.random.default_rng(0)
+    words = np.array("heart lungs clear effusion small left right opacity normal mild".split())
+
+    def score(truth: int, error: float) -> int:
+        return int(np.clip(np.rint(truth + rng.normal(0, error)), 0, 4))
+
+    predictions, ratings, verdicts = [], [], []
+    for at in range(items):
+        reference, truth = rng.choice(words, 10), int(rng.integers(0, 5))
+        said = np.where(rng.random(10) < 0.2 * truth, reference, rng.choice(words, 10))
+        where = {"organ": ("CHEST", "HEAD")[at % 2], "image_id": f"x{at // 2}", "model": "m"}
+        item = (f"i{at}", "m")
+        predictions.append(Prediction(item[0], "report", "", [" ".join(reference)], " ".join(said), **where))
+        for name in range(raters):
+            for repeat in range(2 if at % 8 == 0 else 1):
+                given = score(truth, rater)
+                ratings.append(Rating(*item, f"R{name}", "report", "paper-report", given, repeat=repeat))
+        for month, moved in (("01", 0.0), ("02", drift)):
+            base = truth + rng.normal(0, judge) + shift + moved
+            for sample in range(samples):
+                given = int(np.clip(np.rint(base + rng.normal(0, 0.1)), 0, 4))
+                run = f"2026-{month}-01T00:00:00+00:00"
+                verdicts.append(Verdict(*item, "J", "report", "paper-report", "0" * 64, given, sample, run))
+    paths = [folder / f"{name}.jsonl" for name in ("ratings", "verdicts", "predictions")]
+    for path, records in zip(paths, (ratings, verdicts, predictions), strict=True):
+        write_records(path, records)
+    return paths
 
 
 @pytest.fixture
 def write_study(tmp_path: Path) -> Write:
-    """Writes reports whose truth is known, raters and a judge that err by `rater` and `judge` points, and metrics."""
+    """`write_study(...)` writes a study to `tmp_path`."""
+    return partial(_write_study, tmp_path)
 
-    def write(
-        items: int = 160,
-        raters: int = 3,
-        rater: float = 0.6,
-        judge: float = 0.6,
-        shift: float = 0.0,
-        drift: float = 0.0,
-        samples: int = 3,
-    ) -> list[Path]:
-        rng = np.random.default_rng(0)
-        words = np.array("heart lungs clear effusion small left right opacity normal mild".split())
 
-        def score(truth: int, error: float) -> int:
-            return int(np.clip(np.rint(truth + rng.normal(0, error)), 0, 4))
-
-        predictions, ratings, verdicts = [], [], []
-        for at in range(items):
-            reference, truth = rng.choice(words, 10), int(rng.integers(0, 5))
-            said = np.where(rng.random(10) < 0.2 * truth, reference, rng.choice(words, 10))
-            where = {"organ": ("CHEST", "HEAD")[at % 2], "image_id": f"x{at // 2}", "model": "m"}
-            item = (f"i{at}", "m")
-            predictions.append(Prediction(item[0], "report", "", [" ".join(reference)], " ".join(said), **where))
-            for name in range(raters):
-                for repeat in range(2 if at % 8 == 0 else 1):
-                    given = score(truth, rater)
-                    ratings.append(Rating(*item, f"R{name}", "report", "paper-report", given, repeat=repeat))
-            for month, moved in (("01", 0.0), ("02", drift)):
-                base = truth + rng.normal(0, judge) + shift + moved
-                for sample in range(samples):
-                    given = int(np.clip(np.rint(base + rng.normal(0, 0.1)), 0, 4))
-                    run = f"2026-{month}-01T00:00:00+00:00"
-                    verdicts.append(Verdict(*item, "J", "report", "paper-report", "0" * 64, given, sample, run))
-        paths = [tmp_path / f"{name}.jsonl" for name in ("ratings", "verdicts", "predictions")]
-        for path, records in zip(paths, (ratings, verdicts, predictions), strict=True):
-            write_records(path, records)
-        return paths
-
-    return write
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """`study(...)` is what is found in such a study, looked for once. Read only."""
+    return cache(lambda **settings: _study(_write_study(tmp_path_factory.mktemp("study"), **settings)))
 
 
 def _study(paths: list[Path]) -> PanelResults:
@@ -84,8 +94,8 @@ def _comparison(panel: PanelResults, kind: str, first: str = "", value: str = ""
     return next(c for c in panel.comparisons if (c.kind, c.value) == (kind, value) and first in ("", c.first))
 
 
-def test_ceiling_comes_first_then_judge_then_metrics(write_study: Write) -> None:
-    panel = _study(write_study())
+def test_ceiling_comes_first_then_judge_then_metrics(study: Study) -> None:
+    panel = study()
     kinds = list(dict.fromkeys(c.kind for c in panel.comparisons if c.slice == "overall"))
     assert kinds == [HUMAN_HUMAN, JUDGE_HUMAN, METRIC_HUMAN, METRIC_JUDGE]
     ceiling = _comparison(panel, HUMAN_HUMAN)
@@ -103,8 +113,8 @@ def test_ceiling_comes_first_then_judge_then_metrics(write_study: Write) -> None
     assert "Nearest metric to raters" in text[3]
 
 
-def test_each_slice_has_ceiling_judge_and_metrics(write_study: Write) -> None:
-    panel = _study(write_study())
+def test_each_slice_has_ceiling_judge_and_metrics(study: Study) -> None:
+    panel = study()
     for organ in ("CHEST", "HEAD"):
         for kind in (HUMAN_HUMAN, JUDGE_HUMAN, METRIC_HUMAN, METRIC_JUDGE):
             found = _comparison(panel, kind, value=organ)
@@ -115,8 +125,8 @@ def test_each_slice_has_ceiling_judge_and_metrics(write_study: Write) -> None:
 @pytest.mark.parametrize(
     ("judge", "items", "result"), [(0.4, 160, "shown"), (2.5, 160, "inferior"), (0.7, 20, "not shown")]
 )
-def test_a_judge_is_held_against_the_ceiling(write_study: Write, judge: float, items: int, result: str) -> None:
-    panel = _study(write_study(judge=judge, items=items))
+def test_a_judge_is_held_against_the_ceiling(study: Study, judge: float, items: int, result: str) -> None:
+    panel = study(judge=judge, items=items)
     [test] = panel.non_inferiority
     assert test.result == result
     assert test.difference.value == pytest.approx(test.judge_human - test.human_human)
@@ -159,18 +169,18 @@ def test_alternative_annotator_by_hand() -> None:
     assert (strict.winning_rate, strict.passes) == (pytest.approx(1 / 3), False)
 
 
-def test_alternative_annotator_needs_three_raters(write_study: Write) -> None:
-    [found] = _study(write_study(raters=2)).alternative_annotator
+def test_alternative_annotator_needs_three_raters(study: Study) -> None:
+    [found] = study(raters=2).alternative_annotator
     assert (found.passes, found.reason) == (None, "fewer than three raters")
 
 
-def test_a_bad_judge_fails_the_alternative_annotator_test(write_study: Write) -> None:
-    [found] = _study(write_study(judge=2.5)).alternative_annotator
+def test_a_bad_judge_fails_the_alternative_annotator_test(study: Study) -> None:
+    [found] = study(judge=2.5, items=160).alternative_annotator
     assert (found.passes, found.winning_rate) == (False, 0.0)
 
 
-def test_a_steady_judge_is_more_stable_than_raters(write_study: Write) -> None:
-    by = {line.by: line for line in _study(write_study()).retests}
+def test_a_steady_judge_is_more_stable_than_raters(study: Study) -> None:
+    by = {line.by: line for line in study().retests}
     assert by["raters"].answers == 20  # every eighth, rated twice
     assert by["J"].answers == 160
     assert by["J"].more_stable is True
@@ -185,14 +195,14 @@ def test_without_repeats_nothing_is_said_about_stability(write_study: Write) -> 
 
 
 @pytest.mark.parametrize(("drift", "drifted"), [(0.0, False), (0.5, True)])
-def test_drift_between_runs_is_found(write_study: Write, drift: float, drifted: bool) -> None:
-    [found] = _study(write_study(drift=drift, judge=0.3)).drifts
+def test_drift_between_runs_is_found(study: Study, drift: float, drifted: bool) -> None:
+    [found] = study(drift=drift, judge=0.3).drifts
     assert (found.answers, found.drifted, found.changed) == (160, drifted, False)
     assert (found.mean_change.value > 0.2) == drifted  # the later run scores higher
 
 
-def test_a_bias_towards_high_scores_is_measured(write_study: Write) -> None:
-    panel = _study(write_study(shift=1.0))
+def test_a_bias_towards_high_scores_is_measured(study: Study) -> None:
+    panel = study(shift=1.0)
     bias = _comparison(panel, JUDGE_HUMAN).measures["bias"]
     assert 0.4 < bias.low < bias.high < 1.0  # the scale ends at 4
     assert any("J scores higher than raters" in sentence for sentence in findings(panel))
@@ -283,6 +293,7 @@ def test_raters_are_described_and_their_controls_checked(tmp_path: Path) -> None
     assert (second.cannot_judge, second.bias.value) == (1, -1)
 
 
+@pytest.mark.integration
 def test_same_input_gives_the_same_bytes_except_for_the_date(write_study: Write, tmp_path: Path) -> None:
     paths = write_study(items=30)
     texts = []

@@ -129,6 +129,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.integration
 def test_calibration_is_stored_with_the_adapter_and_applied_by_scoring(run: Path) -> None:
     fitted = calibrate(run / "validation.jsonl", run / "adapter", 0.9)
     stored = run / "adapter" / "calibration.json"
@@ -184,6 +185,7 @@ def test_a_calibration_of_another_adapter_or_form_is_refused(run: Path) -> None:
         read_calibration(run / "missing.json", HAND)
 
 
+@pytest.mark.integration
 def test_the_plot_is_the_same_each_time(tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
         write_reliability_plot(tmp_path / name, _measured(_overconfident(100), 2.0, 0.8))

@@ -110,18 +110,26 @@ def test_an_empty_slice_is_null_with_a_reason(pair: Path) -> None:
     ("task", "reference", "wrong", "metrics"),
     [
         ("refer", "{<10><10><50><50>}", "?", ["mean_iou", "accuracy_at_iou_0.5"]),
-        ("report", "The lungs are clear.", "", ["token_f1"]),
+        ("report", "The lungs are clear.", "", ["token_f1", "bleu_4", "rouge_l", "cider_d"]),
     ],
 )
 def test_other_tasks_have_their_own_metrics(
     tmp_path: Path, task: str, reference: str, wrong: str, metrics: list[str]
 ) -> None:
     items = [Prediction(str(at), task, "", [reference], reference, image_id=str(at)) for at in range(8)]
+    if task == "report":  # words that not all references have
+        items = [
+            replace(item, answers=[f"{at} {reference}"], prediction=f"{at} {reference}")
+            for at, item in enumerate(items)
+        ]
     write_records(tmp_path / "one.jsonl", items)
     write_records(tmp_path / "two.jsonl", [replace(item, prediction=wrong) for item in items])
     rows = compare(tmp_path / "one.jsonl", tmp_path / "two.jsonl").rows
-    assert [(row.metric, row.difference) for row in rows] == [(metric, 1) for metric in metrics]
-    assert rows[0].p_permutation == pytest.approx(2 / 2**8)
+    assert [row.metric for row in rows] == metrics
+    for row in rows:
+        assert row.difference == pytest.approx(10 if row.metric == "cider_d" else 1)
+        assert row.p_permutation == pytest.approx(2 / 2**8)
+        assert row.interval is not None and row.interval.low > 0.9
 
 
 @pytest.mark.integration

@@ -252,6 +252,7 @@ def test_a_good_judge_passes_the_gate(tmp_path: Path) -> None:
     assert all(check.passed for check in gate.checks)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("judge", "failure"),
     [
@@ -277,6 +278,7 @@ def test_a_gate_of_too_few_items_is_not_passed(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- runs
 
 
+@pytest.mark.integration
 def test_a_run_is_written_whole_and_a_rerun_asks_the_sentinels_only(tmp_path: Path) -> None:
     items, out = predictions(), tmp_path / "verdicts.jsonl"
     with stub_chat(good) as server:
@@ -298,6 +300,7 @@ def test_a_run_is_written_whole_and_a_rerun_asks_the_sentinels_only(tmp_path: Pa
     assert len((tmp_path / "verdicts.drift.jsonl").read_text(encoding="utf-8").splitlines()) == 2
 
 
+@pytest.mark.integration
 def test_a_judge_that_failed_at_the_gate_has_its_score_marked(tmp_path: Path) -> None:
     with stub_chat(always('{"score": 4}')) as server:
         report = run_judge(judge_at(server, tmp_path), REPORT_RUBRIC, predictions(), tmp_path / "v.jsonl", samples=1)
@@ -373,6 +376,7 @@ def test_limits_come_from_the_earlier_runs(earlier: list[float], newest: float, 
     assert drift.changed == (2 if earlier else 0)
 
 
+@pytest.mark.integration
 def test_a_judge_that_changes_behind_its_name_is_noticed(tmp_path: Path) -> None:
     with stub_chat(good) as server:
         for _ in range(2):

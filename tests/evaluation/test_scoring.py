@@ -327,6 +327,7 @@ def _launch(repo: Path, run_python: Callable[..., CompletedProcess[str]], *argum
     return run_python(repo / "recipes" / "score.py", *arguments)
 
 
+@pytest.mark.integration
 def test_command_prints_the_table_and_writes_the_results(
     vqa_run: Path, repo: Path, run_python: Callable[..., CompletedProcess[str]]
 ) -> None:
@@ -342,6 +343,7 @@ def test_command_prints_the_table_and_writes_the_results(
     assert read_results(vqa_run / "results.json").headline.score.numerator == 27
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -365,6 +367,7 @@ def test_command_ends_with_one_line_on_a_mistake(
     assert len(process.stderr.splitlines()) == 1
 
 
+@pytest.mark.integration
 def test_scoring_imports_no_model_library(vqa_run: Path, run_python: Callable[..., CompletedProcess[str]]) -> None:
     code = (
         "import sys\n"

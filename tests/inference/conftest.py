@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 from pefomed_recipes.data.datasets_index import load_samples
 from pefomed_recipes.data.phantoms import write_phantoms
+from pefomed_recipes.inference import predicting
 from pefomed_recipes.inference.generate import Request, load_model
 from pefomed_recipes.records import TASKS, Sample
 from pefomed_recipes.training.adapters import add_adapter
@@ -74,19 +75,31 @@ def samples(data_folder: Path) -> list[Sample]:
 
 
 @pytest.fixture
-def generated(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """The new tokens of every call of `generate`, as they come: one tensor (rows, tokens) a call."""
-    calls: list[torch.Tensor] = []
-    model = loaded[0]
-    real = model.generate
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of what `predict` has asked the model, as the answers come."""
+    ids: list[str] = []
+    real = predicting.generate_answers
 
-    def generate(*args: Any, **kwargs: Any) -> torch.Tensor:
-        output = real(*args, **kwargs)
-        calls.append(output[:, kwargs["input_ids"].shape[1] :])
-        return output
+    def generate_answers(*args: Any, **options: Any) -> Iterator[tuple[str, str]]:
+        for request_id, answer in real(*args, **options):
+            ids.append(request_id)
+            yield request_id, answer
 
-    monkeypatch.setattr(model, "generate", generate)
-    return calls
+    monkeypatch.setattr(predicting, "generate_answers", generate_answers)
+    return ids
+
+
+@pytest.fixture
+def encoded(loaded: Loaded) -> Iterator[list[int]]:
+    """How many images the vision tower encodes in each of its calls, as they come."""
+    counts: list[int] = []
+
+    def count(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        counts.append(len(output[0]))
+
+    hook = loaded[0].model.vision_tower.register_forward_hook(count, with_kwargs=True)
+    yield counts
+    hook.remove()
 
 
 def plain_answer(loaded: Loaded, request: Request, max_new_tokens: int, **generation: Any) -> tuple[list[int], str]:

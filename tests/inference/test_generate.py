@@ -5,22 +5,30 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
+from transformers import CompileConfig
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
+from pefomed_recipes.data.images import load_image
 from pefomed_recipes.errors import PeFoMedError
 from pefomed_recipes.inference.generate import (
     MAX_NEW_TOKENS,
     Request,
     generate_answers,
+    generate_tokens,
     load_model,
 )
-from pefomed_recipes.records import TASKS
+from pefomed_recipes.inference.rows import decodes_rows
+from pefomed_recipes.models.feature_building import build_features
+from pefomed_recipes.models.feature_cache import FeatureCache
+from pefomed_recipes.records import TASKS, Sample
 
 from ..modeling.tiny import draw_image
 
@@ -53,29 +61,126 @@ def requests_about(image_sets: list[tuple[Image.Image, ...]], tasks: tuple[str, 
 @pytest.mark.parametrize("rows_per_batch", [1, 3, 64])
 @pytest.mark.parametrize("kind", IMAGE_SETS)
 def test_answers_are_those_of_plain_generation_one_by_one(
-    loaded: Loaded, plainly: Plainly, generated: list[torch.Tensor], kind: str, rows_per_batch: int
+    loaded: Loaded, plainly: Plainly, kind: str, rows_per_batch: int
 ) -> None:
     requests = requests_about(IMAGE_SETS[kind])
     options = {"rows_per_batch": rows_per_batch, "max_new_tokens": NEW_TOKENS}
-    answers = list(generate_answers(*loaded, requests, **options))
-    rows = [row.tolist() for call in generated for row in call]
-    assert sorted(request_id for request_id, _ in answers) == [request.id for request in requests]
-    by_id = {request.id: request for request in requests}
-    for (request_id, text), tokens in zip(answers, rows, strict=True):
-        expected_tokens, expected_text = plainly(by_id[request_id], NEW_TOKENS)
-        assert tokens == expected_tokens, request_id
-        assert text == expected_text, request_id
-    assert len({text for _, text in answers}) > 2  # images and questions make a difference
+    assert decodes_rows(loaded[0])
+    tokens = dict(generate_tokens(*loaded, requests, **options))
+    answers = dict(generate_answers(*loaded, requests, **options))
+    for request in requests:
+        assert (tokens[request.id], answers[request.id]) == plainly(request, NEW_TOKENS), request.id
+    assert len(tokens) == len(answers) == len(requests)
+    assert len(set(answers.values())) > 2  # images and questions make a difference
 
 
-def test_answers_that_end_at_different_steps_are_those_of_plain_generation(loaded: Loaded, plainly: Plainly) -> None:
+@pytest.fixture
+def ends(loaded: Loaded, plainly: Plainly, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """While it lasts, these tokens end an answer: after one token or several, up to the limit."""
+    free = [plainly(request, NEW_TOKENS)[0] for request in requests_about(IMAGE_SETS["one image"])]
+    ids = [free[0][2], free[1][5], free[3][8]]
+    monkeypatch.setattr(loaded[0].generation_config, "eos_token_id", ids)
+    return ids
+
+
+@pytest.mark.parametrize("as_they_come", [False, True])
+@pytest.mark.parametrize("rows_per_batch", [1, 2, 5])
+def test_rows_that_end_make_room_for_others_and_answers_stay_those_of_plain_generation(
+    loaded: Loaded, plainly: Plainly, ends: list[int], rows_per_batch: int, as_they_come: bool
+) -> None:
+    requests = requests_about(IMAGE_SETS["one image"] + IMAGE_SETS["one or two images"], tasks=("vqa", "report"))
+    given = iter(requests) if as_they_come else requests
+    tokens = dict(generate_tokens(*loaded, given, rows_per_batch=rows_per_batch, max_new_tokens=NEW_TOKENS))
+    expected = {request.id: plainly(request, NEW_TOKENS)[0] for request in requests}
+    assert tokens == expected
+    assert len({len(answer) for answer in expected.values()}) > 2
+
+
+def test_no_more_rows_than_asked_for_are_held_and_requests_are_taken_as_places_become_free(
+    loaded: Loaded, ends: list[int]
+) -> None:
+    taken: list[str] = []
+    images = [(draw_image(seed),) for seed in range(12)]
+
+    def as_they_come() -> Iterator[Request]:
+        for request in requests_about(images):
+            taken.append(request.id)
+            yield request
+
+    answers = generate_answers(*loaded, as_they_come(), rows_per_batch=3, max_new_tokens=NEW_TOKENS)
+    for answered, _ in enumerate(answers):
+        assert len(taken) - answered <= 3 + 1  # one is read ahead, to see whether it is about the same image
+    assert len(taken) == answered + 1 == 12
+
+
+def test_options_of_generate_and_rows_end_answers_alike(loaded: Loaded, plainly: Plainly, ends: list[int]) -> None:
     requests = requests_about(IMAGE_SETS["one image"])
-    free = [plainly(request, NEW_TOKENS)[0] for request in requests]
-    ends = [free[0][2], free[1][5], free[3][8]]
-    stopped = {request.id: plainly(request, NEW_TOKENS, eos_token_id=ends)[1] for request in requests}
-    assert len({len(plainly(request, NEW_TOKENS, eos_token_id=ends)[0]) for request in requests}) > 1
-    options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": ends}
-    assert dict(generate_answers(*loaded, requests, **options)) == stopped
+    by_generate = dict(generate_answers(*loaded, requests, max_new_tokens=NEW_TOKENS, eos_token_id=ends))
+    assert by_generate == dict(generate_answers(*loaded, requests, max_new_tokens=NEW_TOKENS))
+
+
+def test_suppressed_tokens_are_never_said(loaded: Loaded, plainly: Plainly, monkeypatch: pytest.MonkeyPatch) -> None:
+    [request] = requests_about([(FIRST,)])
+    unwanted = plainly(request, NEW_TOKENS)[0][:2]
+    monkeypatch.setattr(loaded[0].generation_config, "suppress_tokens", unwanted)
+    [(_, tokens)] = generate_tokens(*loaded, [request], max_new_tokens=NEW_TOKENS)
+    assert tokens == plainly(request, NEW_TOKENS)[0]
+    assert not set(tokens) & set(unwanted)
+
+
+@pytest.mark.integration
+def test_a_compiled_step_of_one_shape_gives_the_same_tokens(loaded: Loaded, plainly: Plainly, ends: list[int]) -> None:
+    """As on a GPU, but for the compiler behind torch.compile."""
+    requests = requests_about(IMAGE_SETS["one image"])
+    compiled = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    options = {"rows_per_batch": 3, "max_new_tokens": NEW_TOKENS, "compile_config": compiled}
+    tokens = dict(generate_tokens(*loaded, requests, **options))
+    assert tokens == {request.id: plainly(request, NEW_TOKENS)[0] for request in requests}
+
+
+@pytest.mark.parametrize("change", ["repetition_penalty", "sliding window", "eager attention"])
+def test_what_rows_do_not_do_is_left_to_generate(loaded: Loaded, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    model, text = loaded[0], loaded[0].model.language_model.config
+    if change == "repetition_penalty":
+        monkeypatch.setattr(model.generation_config, change, 1.5)
+    elif change == "sliding window":
+        monkeypatch.setattr(text, "layer_types", ["sliding_attention", "full_attention"], raising=False)
+        monkeypatch.setattr(text, "sliding_window", 8, raising=False)
+    else:
+        monkeypatch.setattr(text, "_attn_implementation", "eager")
+    assert not decodes_rows(model)
+
+
+@pytest.mark.integration
+def test_an_adapter_merged_in_memory_answers_as_beside_its_base(
+    loaded: Loaded, adapter_folder: Path, base_folder: Path
+) -> None:
+    requests = requests_about(IMAGE_SETS["one image"])
+    merged, processor = load_model(adapter_folder, dtype=torch.float32, merge=True)
+    assert not any(isinstance(module, BaseTunerLayer) for module in merged.modules())
+    answers = dict(generate_answers(merged, processor, requests, max_new_tokens=NEW_TOKENS))
+    assert answers == dict(generate_answers(*loaded, requests, max_new_tokens=NEW_TOKENS))
+    assert isinstance(load_model(base_folder, merge=True)[0], PeFoMedForConditionalGeneration)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("options", [{}, {"suppress_tokens": [5]}], ids=["rows", "generate"])
+def test_cached_features_give_the_answers_of_live_ones_and_no_image_is_encoded(
+    loaded: Loaded, encoded: list[int], adapter_folder: Path, samples: list[Sample], tmp_path: Path, options: Any
+) -> None:
+    build_features(adapter_folder, samples, tmp_path / "features", dtype=torch.float32)
+    features = FeatureCache.open(tmp_path / "features", loaded[0], loaded[1].image_processor)
+    options |= {"max_new_tokens": NEW_TOKENS, "rows_per_batch": 3}
+    pictures = {path: load_image(path) for sample in samples for path in sample.image_paths}
+    live, cached = (
+        [Request(s.id, s.task, s.instruction, tuple(map(see, s.image_paths))) for s in samples]
+        for see in (pictures.__getitem__, str)
+    )
+    expected = dict(generate_answers(*loaded, live, **options))
+    assert len(set(expected.values())) > 2
+    encoded.clear()
+    assert dict(generate_answers(*loaded, cached, features=features, **options)) == expected
+    assert encoded == []
 
 
 def test_each_task_keeps_its_own_limit_whatever_stands_beside_it(loaded: Loaded, plainly: Plainly) -> None:
@@ -101,19 +206,13 @@ def test_options_reach_generate(loaded: Loaded, plainly: Plainly) -> None:
     assert answer != plainly(request, NEW_TOKENS)[1]
 
 
-# Of seven requests, four are about the first image, two about the second and one about the third.
-@pytest.mark.parametrize(("rows_per_batch", "expected"), [(2, [1, 1, 1, 1]), (4, [1, 2]), (64, [3])])
-def test_each_image_is_encoded_once_a_batch(loaded: Loaded, rows_per_batch: int, expected: list[int]) -> None:
+@pytest.mark.parametrize("rows_per_batch", [1, 2, 4, 64])
+def test_each_image_is_encoded_once_however_many_batches_its_questions_take(
+    loaded: Loaded, encoded: list[int], rows_per_batch: int
+) -> None:
     requests = requests_about(IMAGE_SETS["one image"])
-    encoded: list[int] = []
-    tower = loaded[0].model.vision_tower
-    hook = tower.register_forward_hook(lambda module, args, kwargs, output: encoded.append(len(output[0])),
-                                       with_kwargs=True)  # fmt: skip
-    try:
-        list(generate_answers(*loaded, requests, rows_per_batch=rows_per_batch, max_new_tokens=3))
-    finally:
-        hook.remove()
-    assert encoded == expected
+    list(generate_answers(*loaded, requests, rows_per_batch=rows_per_batch, max_new_tokens=3))
+    assert sum(encoded) == 3
 
 
 def test_the_adapter_makes_a_difference(loaded: Loaded, base_folder: Path) -> None:

@@ -5,21 +5,31 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from transformers import Blip2VisionModel
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 from pefomed_recipes.data.images import load_image
 from pefomed_recipes.data.instructions import render_instruction
+from pefomed_recipes.devices import default_dtype
 from pefomed_recipes.errors import ConfigError, PeFoMedError
+from pefomed_recipes.inference import asking, predicting
+from pefomed_recipes.inference.controls import blank_image, images_of_others
 from pefomed_recipes.inference.generate import Request
-from pefomed_recipes.inference.predicting import blank_image, model_identity, predict
+from pefomed_recipes.inference.predicting import model_identity, predict
+from pefomed_recipes.inference.scoring_text import answer_probabilities, sentence_support
+from pefomed_recipes.models.feature_building import build_features
 from pefomed_recipes.records import Prediction, Sample, read_records
+
+pytestmark = pytest.mark.integration
 
 Loaded = tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor]
 Plainly = Callable[..., tuple[list[int], str]]
@@ -36,11 +46,6 @@ def ask(adapter_folder: Path, loaded: Loaded, tmp_path: Path) -> Ask:
         return read_records(path, Prediction)
 
     return run
-
-
-def rows(generated: list[torch.Tensor]) -> int:
-    """How many questions were asked."""
-    return sum(len(call) for call in generated)
 
 
 @pytest.mark.parametrize("rows_per_batch", [5, 64])
@@ -100,17 +105,15 @@ def test_the_prompt_is_told_by_its_fingerprint(ask: Ask, samples: list[Sample]) 
 # ------------------------------------------------------------------------------------------------------- going on
 
 
-def interrupt_in_call(number: int, loaded: Loaded, patch: pytest.MonkeyPatch) -> None:
-    """Let `generate` be interrupted, as by Ctrl-C, in its call of that number."""
-    real, calls = loaded[0].generate, []
+def interrupt_after(number: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the model be interrupted, as by Ctrl-C, after that many answers."""
+    real = predicting.generate_answers
 
-    def generate(*args: Any, **kwargs: Any) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == number:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
+    def generate_answers(*args: Any, **options: Any) -> Iterator[tuple[str, str]]:
+        yield from islice(real(*args, **options), number)
+        raise KeyboardInterrupt
 
-    patch.setattr(loaded[0], "generate", generate)
+    patch.setattr(predicting, "generate_answers", generate_answers)
 
 
 # What a killed process may leave behind the last whole line; the last one ends inside of a character.
@@ -121,15 +124,14 @@ TORN = {"nothing": b"", "half a line": b'{"id": "test-0', "half a character": b'
 def test_an_interrupted_run_goes_on_without_asking_again(
     ask: Ask,
     samples: list[Sample],
-    loaded: Loaded,
-    generated: list[torch.Tensor],
+    asked: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     torn: str,
 ) -> None:
     whole = ask(samples, out="whole.jsonl", rows_per_batch=4)
     with monkeypatch.context() as patch:
-        interrupt_in_call(2, loaded, patch)
+        interrupt_after(4, patch)
         with pytest.raises(KeyboardInterrupt):
             ask(samples, rows_per_batch=4)
     partial = tmp_path / "predictions.jsonl.partial"
@@ -137,14 +139,14 @@ def test_an_interrupted_run_goes_on_without_asking_again(
     assert len(partial.read_text(encoding="utf-8").splitlines()) == 4
     with partial.open("ab") as lines:
         lines.write(TORN[torn])
-    generated.clear()
+    asked.clear()
     assert ask(samples, rows_per_batch=4) == whole
-    assert rows(generated) == len(samples) - 4
+    assert len(asked) == len(samples) - 4
     assert not partial.exists()
 
 
 def test_answers_of_an_interrupted_run_in_other_words_or_by_another_model_are_asked_again(
-    ask: Ask, samples: list[Sample], loaded: Loaded, generated: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+    ask: Ask, samples: list[Sample], asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for before, now in (
         ({"instruction": "plain"}, {"instruction": "short_answer"}),
@@ -152,22 +154,22 @@ def test_answers_of_an_interrupted_run_in_other_words_or_by_another_model_are_as
     ):
         out = f"{now}.jsonl"
         with monkeypatch.context() as patch:
-            interrupt_in_call(2, loaded, patch)
+            interrupt_after(4, patch)
             with pytest.raises(KeyboardInterrupt):
                 ask(samples, out=out, rows_per_batch=4, **before)
-        generated.clear()
+        asked.clear()
         assert ask(samples, out=out, rows_per_batch=4, **now) == ask(samples, out="whole.jsonl", **now)
-        assert rows(generated) >= len(samples)
+        assert len(asked) >= len(samples)
 
 
 def test_a_finished_file_is_left_as_it_is_and_nothing_is_asked(
-    ask: Ask, samples: list[Sample], generated: list[torch.Tensor], tmp_path: Path
+    ask: Ask, samples: list[Sample], asked: list[str], tmp_path: Path
 ) -> None:
     first = ask(samples[:4])
     before = (tmp_path / "predictions.jsonl").stat()
-    generated.clear()
+    asked.clear()
     assert ask(samples[:4]) == first
-    assert generated == []
+    assert asked == []
     after = (tmp_path / "predictions.jsonl").stat()
     assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
 
@@ -262,9 +264,104 @@ def test_the_blank_image_control_takes_the_place_of_every_image(
 
 
 def test_an_unknown_control_is_refused(ask: Ask, samples: list[Sample], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown control 'blank_picture'; expected blank_image"):
+    with pytest.raises(ConfigError, match="unknown control 'blank_picture'.*expected blank_image, shuffled"):
         ask(samples, control="blank_picture")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mirrored_images_have_left_and_right_exchanged(ask: Ask, samples: list[Sample], plainly: Plainly) -> None:
+    predictions = ask(samples[:3], control="mirrored_images", instruction="plain")
+    for prediction, sample in zip(predictions, samples, strict=False):
+        image = load_image(sample.image_paths[0]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        assert prediction.prediction == plainly(Request("", "vqa", sample.instruction, (image,)), 32)[1]
+        assert prediction.control == "mirrored_images"
+
+
+def test_shuffled_images_are_those_of_another_study(ask: Ask, samples: list[Sample], plainly: Plainly) -> None:
+    others = images_of_others(samples)
+    predictions = ask(samples, control="shuffled_images", instruction="plain")
+    for prediction, sample in list(zip(predictions, samples, strict=True))[:3]:
+        [shown] = others[tuple(sample.image_paths)]
+        assert shown != sample.image_paths[0]
+        assert prediction.prediction == plainly(Request("", "vqa", sample.instruction, (load_image(shown),)), 32)[1]
+
+
+def test_every_image_is_given_to_one_other_study_with_as_many_images() -> None:
+    def sample(study: int, *names: str) -> Sample:
+        return Sample(f"{study}{names}", "vqa", list(names), "why", ["x"], study_id=f"study{study}")
+
+    samples = [sample(n // 2, f"{n}.png") for n in range(10)] + [sample(n, f"{n}a.png", f"{n}b.png") for n in range(3)]
+    others = images_of_others(samples)
+    study_of = {tuple(s.image_paths): s.study_id for s in samples}
+    assert sorted(others.values()) == sorted(others) == sorted(study_of)
+    for own, other in others.items():
+        assert len(own) == len(other)
+        assert study_of[own] != study_of[other]
+    assert images_of_others(list(reversed(samples))) == others
+    with pytest.raises(PeFoMedError, match="one study has 2 of the 2 sets of 1 image"):
+        images_of_others(samples[:2])
+
+
+# --------------------------------------------------------------------------------- cached features, probabilities
+
+
+@pytest.mark.parametrize("control", ["", "shuffled_images"])
+def test_with_a_feature_cache_no_image_is_decoded_and_no_tower_is_loaded(
+    ask: Ask,
+    samples: list[Sample],
+    adapter_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    control: str,
+) -> None:
+    dtype = default_dtype()
+    live = predict(adapter_folder, samples, tmp_path / "live.jsonl", control=control)
+    build_features(adapter_folder, samples, tmp_path / "features", dtype=dtype)
+    monkeypatch.setattr(asking, "load_image", None)
+    monkeypatch.setattr(Blip2VisionModel, "forward", None)
+    options: dict[str, Any] = {"control": control, "feature_cache": tmp_path / "features"}
+    cached = predict(adapter_folder, samples, tmp_path / "cached.jsonl", **options)
+    assert cached.read_bytes() == live.read_bytes()
+
+
+def test_an_image_that_is_missing_is_an_error_although_its_features_are_cached(
+    ask: Ask, samples: list[Sample], adapter_folder: Path, tmp_path: Path
+) -> None:
+    image = Path(shutil.copy(samples[0].image_paths[0], tmp_path / "image.png"))
+    sample = replace(samples[0], image_paths=[str(image)])
+    build_features(adapter_folder, [sample], tmp_path / "features", dtype=torch.float32)
+    image.unlink()
+    with pytest.raises(PeFoMedError, match=r"image\.png: no such file"):
+        ask([sample], feature_cache=tmp_path / "features")
+
+
+def test_p_yes_is_written_for_yes_no_questions_only_and_only_when_asked_for(
+    ask: Ask, samples: list[Sample], loaded: Loaded
+) -> None:
+    closed = replace(samples[0], id="closed", instruction="Is there a mass?", answers=["Yes"])
+    open_ = replace(samples[0], id="open", instruction="Which organ is shown?", answers=["liver"])
+    assert {p.p_yes for p in ask([closed, open_], out="plain.jsonl")} == {None}
+    first, second = ask([closed, open_], probabilities=True, instruction="plain")
+    request = Request("", "vqa", closed.instruction, (load_image(closed.image_paths[0]),))
+    assert first.p_yes == pytest.approx(answer_probabilities(*loaded, [request])[""]["yes"], abs=1e-6)
+    assert 0 < first.p_yes < 1
+    assert second.p_yes is None
+    with pytest.raises(PeFoMedError, match="lacks probabilities"):
+        ask([closed, open_], out="plain.jsonl", probabilities=True)
+
+
+def test_the_support_of_a_reports_sentences_is_written_when_asked_for(
+    ask: Ask, samples: list[Sample], loaded: Loaded
+) -> None:
+    reports = [replace(samples[n], id=f"report{n}", task="report", instruction="", answers=["x"]) for n in range(2)]
+    assert {p.sentence_support for p in ask(reports, out="plain.jsonl")} == {None}
+    for sample, prediction in zip(reports, ask(reports, probabilities=True), strict=True):
+        request = Request(
+            "", "report", render_instruction(sample, training=False), (load_image(sample.image_paths[0]),)
+        )
+        scored = sentence_support(*loaded, request, prediction.prediction, blank_image(loaded[1]))
+        assert prediction.sentence_support == pytest.approx([one.support for one in scored], abs=1e-4)
+        assert prediction.sentence_support
 
 
 def test_no_samples_are_refused(ask: Ask, tmp_path: Path) -> None:

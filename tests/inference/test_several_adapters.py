@@ -198,7 +198,7 @@ def test_ask_shows_the_answers_with_and_without_the_adapter(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("pefomed_recipes.inference.generate.default_dtype", lambda: torch.float32)
+    monkeypatch.setattr("pefomed_recipes.inference.loading.default_dtype", lambda: torch.float32)
     FIRST.save(tmp_path / "image.png")
     command = ["ask", str(tmp_path / "image.png"), "why", f"--model={folders['chest']}", "--compare-base"]
     monkeypatch.setattr(sys, "argv", ["pefomed", *command])

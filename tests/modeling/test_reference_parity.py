@@ -23,7 +23,7 @@ from transformers import AutoModelForImageTextToText, Blip2VisionModel
 from modeling_pefomed import PeFoMedConfig, PeFoMedForConditionalGeneration
 from modeling_pefomed.weight_files_pefomed import Source
 from modeling_pefomed.weight_names_pefomed import POST_LAYERNORM, TOWER, Collection
-from pefomed_recipes.training.collator import Segment, pack_row
+from pefomed_recipes.training.packing import Segment, pack_row
 
 from .reference import EvaVisionTransformer, Reference, Sizes, positions_for
 from .released import Released, release

@@ -11,6 +11,8 @@ import shlex
 from ..results import Results
 from .inputs import ReportInputs, Training
 
+WORDINGS = ("plain", "short_answer")  # of questions, that `pefomed predict` knows
+
 
 class Commands:
     """The commands of one report, as they would be typed in the run's folder."""
@@ -37,9 +39,17 @@ class Commands:
 
     def predict(self, remark: str = "", *options: str, model: str = "", out: str = "") -> str:
         """Return how the answers are made."""
-        parts = ["pefomed predict", shlex.quote(model or self.adapter), "--data-root DATA", f"--task {self.results.task}"]
+        parts = ["pefomed predict", shlex.quote(model or self.adapter), *self._data("--data-root")]
+        if self.results.task == "vqa" and not any("--instruction" in option for option in options):
+            training = self.inputs.training
+            parts += [f"--instruction {training.wording}"] if training and training.wording in WORDINGS else []
         command = " ".join([*parts, *options, f"--out {out or self.predictions}"])
         return f"{command}  # {remark}" if remark else command
+
+    def _data(self, option: str) -> list[str]:
+        training = self.inputs.training
+        dataset = [f"--dataset {shlex.quote(training.dataset)}"] if training and training.dataset else []
+        return [f"{option} DATA", *dataset, f"--task {self.results.task}"]
 
     def control(self, name: str) -> str:
         """Return how the answers under a control are made."""
@@ -80,7 +90,7 @@ class Commands:
 
     def doctor(self) -> str:
         """Return how the model is examined."""
-        return f"pefomed doctor {shlex.quote(self.adapter)} --data DATA --task {self.results.task}"
+        return " ".join(["pefomed doctor", shlex.quote(self.adapter), *self._data("--data")])
 
     def calibrate(self) -> str:
         """Return how temperature and threshold are fitted, on validation answers."""
@@ -103,4 +113,6 @@ class Commands:
         """Return how training goes on after stage 1."""
         training = self.inputs.training
         base = shlex.quote(training.base) if training and training.base else "BASE"
-        return f"pefomed stage2 --config CONFIG --base {base} --adapter {shlex.quote(self.adapter)} --output_dir stage2"
+        return (
+            f"pefomed stage2 --config CONFIG --base {base} --adapter {shlex.quote(self.adapter)} --output_dir stage2"
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..results import SMALL_SLICE, Results, Row, Score
+from ..results import SMALL_SLICE, Results, Row
 from ..tables import METRIC_TITLES
 from .commands import Commands
 from .finding import LEVELS, Finding, Level
@@ -49,7 +49,9 @@ def _incomplete(inputs: ReportInputs, commands: Commands) -> Iterable[Finding]:
     for missing in inputs.results.missing:
         command = commands.control("blank_image") if "blank" in missing else commands.score()
         what = "No blank image" if "blank" in missing else "No trivial baseline"
-        yield Finding("missing", "problem", f"{what}: no number is shown", f"It says nothing without {missing}.", command)
+        yield Finding(
+            "missing", "problem", f"{what}: no number is shown", f"It says nothing without {missing}.", command
+        )
     for name in inputs.changed:
         yield Finding(
             "changed_file",
@@ -74,10 +76,13 @@ def _not_above_the_trivial(results: Results, commands: Commands) -> Iterable[Fin
         if name == "blank_image" and "shuffled_images" in results.headline.controls:
             command = commands.doctor()
         difference = results.headline.differences[name]
-        evidence = f"Model {percent(results.headline.score)}, {title_of(name).lower()} {percent(_beside(results.headline, name))}"
+        other = {**results.headline.baselines, **results.headline.controls}[name]
+        evidence = f"Model {percent(results.headline.score)}, {title_of(name).lower()} {percent(other)}"
         if difference.value is None or difference.interval is None:
             reason = difference.reason or results.headline.score.reason or "there is no interval"
-            yield Finding(f"not_above_{name}", "unchecked", f"Is the model above: {title_of(name).lower()}?", f"{reason}.")
+            yield Finding(
+                f"not_above_{name}", "unchecked", f"Is the model above: {title_of(name).lower()}?", f"{reason}."
+            )
             continue
         evidence += f": difference {points(difference)} points."
         if results.headline in below:
@@ -98,16 +103,14 @@ def _includes_zero(row: Row, name: str) -> bool:
     return bool(difference and difference.interval and difference.interval.low <= 0)
 
 
-def _beside(row: Row, name: str) -> Score | None:
-    return {**row.baselines, **row.controls}.get(name)
-
-
 def _open_below_closed(results: Results, commands: Commands) -> Finding:
     name, metric = "open_far_below_closed", results.headline.metric
     rows = {row.answer_type: row for row in results.rows if row.slice == "answer_type" and row.metric == metric}
     opened, closed = rows.get("open"), rows.get("closed")
     if not (opened and closed) or opened.score.value is None or closed.score.value is None:
-        return Finding(name, "unchecked", "Are open questions far below closed ones?", "One of the two kinds is not there.")
+        return Finding(
+            name, "unchecked", "Are open questions far below closed ones?", "One of the two kinds is not there."
+        )
     f1 = next((row for row in results.rows if row.metric == "token_f1" and row.answer_type == "open"), None)
     evidence = (
         f"Open {percent(opened.score)} ({interval_text(quoted_interval(opened))}), "
@@ -142,7 +145,9 @@ def _below_its_base(inputs: ReportInputs, commands: Commands) -> Finding:
     if not bases:
         reason = "No results of the base on the same items are among the files; give them as a second file."
         if training is None:
-            reason += " There is no run.json of the adapter either, so that nobody knows whether it is of stage 1 alone."
+            reason += (
+                " There is no run.json of the adapter either, so that nobody knows whether it is of stage 1 alone."
+            )
         level: Level = "caution" if stage1 else "unchecked"
         title = "A model after stage 1 alone, and not held against its base" if stage1 else question
         return Finding(name, level, title, reason, commands.base(training))
@@ -184,7 +189,9 @@ def _unparsed(results: Results, commands: Commands) -> Finding:
     rows = [row for row in results.rows if row.metric == results.headline.metric and row.answer_type == "closed"]
     row = next((row for row in rows if row.slice == "answer_type"), results.headline)
     share = row.score.unparsed / row.items if row.items else 0.0
-    evidence = f"{row.score.unparsed:,} of {row.items:,} replies follow no form that the rules can read; they are wrong."
+    evidence = (
+        f"{row.score.unparsed:,} of {row.items:,} replies follow no form that the rules can read; they are wrong."
+    )
     if share > UNPARSED:
         return Finding("unparsed", "problem", "Many replies could not be read", evidence, commands.short_answers())
     return Finding("unparsed", "clear", "Nearly all replies could be read", evidence)
@@ -205,7 +212,9 @@ def _wide(results: Results, commands: Commands) -> Finding:
     width = interval.high - interval.low
     named = [row for row in results.rows if row.slice not in ("overall", "answer_type")]
     small = sum(row.is_small for row in named)
-    evidence = f"{METRIC_TITLES.get(row.metric, title_of(row.metric))} {interval_text(interval)}: {100 * width:.1f} points."
+    evidence = (
+        f"{METRIC_TITLES.get(row.metric, title_of(row.metric))} {interval_text(interval)}: {100 * width:.1f} points."
+    )
     if small:
         evidence += f" {small} of {len(named)} slices have fewer than {SMALL_SLICE} items and are greyed."
     if width <= WIDE:

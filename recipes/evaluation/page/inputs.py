@@ -25,7 +25,7 @@ from ..panels import Panel, build_panels
 from ..predictions import read_predictions
 from ..raters import read_ratings
 from ..results import SCHEMA as RESULTS
-from ..results import FileRecord, Results, read_results
+from ..results import FileRecord, Results
 from ..verdicts import read_verdicts
 from .typed import from_stored
 
@@ -35,11 +35,14 @@ DEEPER = ("run.json", "calibration.json")  # of adapters: looked for one folder 
 
 @dataclass(frozen=True)
 class Training:
-    """What a `run.json` says about how an adapter was trained, without any path. `name` is the adapter's folder."""
+    """What a `run.json` says about how an adapter was trained, without any path. `name` is the adapter's folder,
+    `wording` that of the questions at test."""
 
     name: str
     task: str
     base: str
+    dataset: str
+    wording: str
     facts: dict[str, str]
 
 
@@ -84,7 +87,7 @@ def read_inputs(paths: Sequence[str | os.PathLike[str]]) -> ReportInputs:
     Of a folder, `results.json` comes first, and what is no part of a report is passed over.
 
     Raises:
-        PeFoMedError: a path is missing, there are no results, a named file is of no known kind, or a file is malformed.
+        PeFoMedError: a path is missing, there are no results, a named file is of no known kind, or one is malformed.
     """
     found: dict[str, list[tuple[Path, Any]]] = {}
     seen: set[Path] = set()
@@ -106,8 +109,10 @@ def read_inputs(paths: Sequence[str | os.PathLike[str]]) -> ReportInputs:
                 )
     if RESULTS not in found:
         raise PeFoMedError(f"{', '.join(map(str, paths))}: no results in it; make them with pefomed score --out")
-    [(first, _), *others] = found[RESULTS]
-    inputs = ReportInputs(read_results(first), first.name, {path.name: read_results(path) for path, _ in others})
+    results, *others = _typed(Results, found[RESULTS])
+    [(first, _), *other_files] = found[RESULTS]
+    names = [f"{path.parent.name}/{path.name}" for path, _ in other_files]
+    inputs = ReportInputs(results, first.name, dict(zip(names, others, strict=True)))
     inputs.judges = list(_typed(JudgeReport, found.get(JUDGE, ()), without=("schema", "warnings")))
     inputs.agreements = list(_typed(AgreementResults, found.get(AGREEMENT, ())))
     inputs.calibrations = list(_typed(FittedCalibration, found.get(CALIBRATION, ())))
@@ -140,7 +145,7 @@ def _kind_of(path: Path) -> tuple[str, Any]:
     if schema in (RESULTS, JUDGE, AGREEMENT, CALIBRATION):
         return schema, stored
     if isinstance(schema, str) and schema.startswith("pefomed-results/"):
-        read_results(path)  # says which one is expected
+        raise PeFoMedError(f"{path}: schema {schema!r}, expected {RESULTS!r}; score the predictions again")
     return ("training", stored) if "settings" in stored and "trainable_parameters" in stored else ("", None)
 
 
@@ -209,7 +214,14 @@ def _training(path: Path, stored: Mapping[str, Any]) -> Training:
     for split, data in stored.get("data", {}).items():
         facts[f"Data, {split}"] = f"{data.get('samples'):,} samples, SHA-256 {str(data.get('sha256'))[:16]}"
     shown = {name: f"{value:,}" if isinstance(value, int) else str(value) for name, value in facts.items() if value}
-    return Training(path.parent.name, str(settings.get("task", "")), shown.get("Base", ""), shown)
+    return Training(
+        name=path.parent.name,
+        task=str(settings.get("task") or ""),
+        base=shown.get("Base", ""),
+        dataset=shown.get("Data set", ""),
+        wording=str(settings.get("test_template") or ""),
+        facts=shown,
+    )
 
 
 def _pair(stored: Mapping[str, Any], first: str, second: str) -> str:
@@ -219,4 +231,5 @@ def _pair(stored: Mapping[str, Any], first: str, second: str) -> str:
 
 def _file_record(path: Path) -> FileRecord:
     raw = path.read_bytes()
-    return FileRecord(path.name, raw.count(b"\n") if path.suffix != ".json" else 1, hashlib.sha256(raw).hexdigest())
+    name = f"{path.parent.name}/{path.name}" if path.name in DEEPER else path.name  # there is one for each adapter
+    return FileRecord(name, raw.count(b"\n") if path.suffix != ".json" else 1, hashlib.sha256(raw).hexdigest())

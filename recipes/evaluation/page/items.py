@@ -10,7 +10,6 @@ import base64
 import hashlib
 import io
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,7 +78,11 @@ def choose_items(
             hidden.add(item.id)
             continue
         if show_text:
-            item.question, item.references, item.answer = prediction.instruction, prediction.answers, prediction.prediction
+            item.question, item.references, item.answer = (
+                prediction.instruction,
+                prediction.answers,
+                prediction.prediction,
+            )
             item.others = _answers_under_controls(inputs, item.id)
         if item.id in images:
             item.image = thumbnail(images[item.id])
@@ -148,10 +151,10 @@ def _disputes(panel: Panel) -> list[tuple[tuple[float, float, str], Item]]:
         said = {who: scores[np.isfinite(scores)] / panel.top for who, scores in said.items()}
         if "accuracy" in panel.metrics:
             said = {"our rules": panel.metrics["accuracy"][at : at + 1], **said}
-        shares = np.concatenate([scores for scores in said.values()]) if said else np.empty(0)
+        shares = np.concatenate(list(said.values())) if said else np.empty(0)
         if len(shares) > 1 and np.ptp(shares) > 0:
             why = [
-                f"{who} {', '.join(f'{share * panel.top:g}' for share in scores)}"
+                f"{who}: {', '.join(f'{share * panel.top:g}' for share in scores)}"
                 for who, scores in said.items()
                 if len(scores)
             ]

@@ -37,7 +37,8 @@ def judge_findings(inputs: ReportInputs, commands: Commands) -> Iterable[Finding
             evidence = capitalised(report.drift.warning) + "."
             yield Finding("judge_drift", "problem", f"The judge {report.judge} has drifted", evidence, commands.rate())
         for warning in report.judgement.warnings:
-            said = f"Without those: lowest possible mean {_or_none(report.judgement.lowest)}, highest {_or_none(report.judgement.highest)}."
+            bounds = f"{_or_none(report.judgement.lowest)} and {_or_none(report.judgement.highest)}"
+            said = f"With all answers without a score at the bottom, and at the top, the mean would be {bounds}."
             yield Finding("judge_replies", "caution", f"{report.judge}: {warning}", said)
     if inputs.results.task == "vqa" and not inputs.results.missing:
         yield from _exact_match_and_judges(inputs, commands)

@@ -25,7 +25,6 @@ def reliability(calibration: Calibration) -> str:
 
     def draw(axes: Axes) -> None:
         axes.plot([0.5, 1], [0.5, 1], color=SOFT, linestyle="--", linewidth=1)
-        axes.text(0.51, 0.56, "as sure as right", color=SOFT, rotation=0, fontsize=9)
         bins = calibration.bins
         axes.plot([b.confidence for b in bins], [b.accuracy for b in bins], color=ACCENT, linewidth=1.5)
         for one in bins:
@@ -77,8 +76,8 @@ def _svg(name: str, draw: Callable[[Axes], None]) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "text.color": INK}
-    style |= {f"{part}.color": SOFT for part in ("xtick", "ytick")} | {"axes.labelcolor": INK, "axes.edgecolor": LINE}
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "text.color": INK}
+    style |= {"xtick.color": SOFT, "ytick.color": SOFT, "axes.labelcolor": INK, "axes.edgecolor": LINE}
     out = io.StringIO()
     with rc_context(style):
         figure = Figure(figsize=SIZE_INCHES, layout="constrained")
@@ -95,7 +94,9 @@ def _svg(name: str, draw: Callable[[Axes], None]) -> str:
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font-family: [^;\"]+", "font-family: system-ui, sans-serif", text)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', text)
+    text = re.sub(
+        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', text
+    )
     for variable, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{variable})")
     return text.strip()

@@ -118,6 +118,7 @@ def render_html(inputs: ReportInputs, report: Report, *, show_text: bool, with_i
     return _environment().get_template("page.html.jinja").render(
         inputs=inputs,
         results=inputs.results,
+        title=wording.TASK_TITLES[inputs.results.task],
         report=report,
         shown=shown,
         tables=row_tables(inputs.results) if shown else [],
@@ -138,12 +139,16 @@ def render_markdown(inputs: ReportInputs, report: Report) -> str:
     """Return the findings, then the tables of the results, of judges and of agreement."""
     found = [f for f in report.findings if f.level in ("problem", "caution")]
     parts = ["# Report", "## Findings"]
-    lines = [f"- **{f.level}: {f.title}.** {f.evidence}" + (f" Next: `{f.command}`" if f.command else "") for f in found]
+    lines = [
+        f"- **{f.level}: {f.title}.** {f.evidence}" + (f" Next: `{f.command}`" if f.command else "") for f in found
+    ]
     parts.append("\n".join(lines) or "No known signature of failure was found.")
-    for title, level in (("Not checked", "unchecked"), ("Checked and not found", "clear")):
-        chosen = [f"- {f.title}. {f.evidence}" for f in report.findings if f.level == level]
+    for title, level in (("Not checked", "unchecked"), ("Checked and clear", "clear")):
+        chosen = [f"- {f.title.rstrip('?')}: {f.evidence}" for f in report.findings if f.level == level]
         parts += [f"### {title}", "\n".join(chosen)] if chosen else []
-    pages = [markdown_report(inputs.results), *map(as_markdown, inputs.judges), *map(agreement_page, inputs.agreements)]
+    pages = [markdown_report(inputs.results)]
+    if not inputs.results.missing:  # what judges and raters gave is a score as well
+        pages += [*map(as_markdown, inputs.judges), *map(agreement_page, inputs.agreements)]
     parts += [re.sub("^#", "##", page, flags=re.M).strip() for page in pages]
     for title, items in (("Worst answers", report.items.worst), ("Most disputed answers", report.items.disputed)):
         if items:
@@ -164,12 +169,14 @@ def _environment() -> jinja2.Environment:
         wording.percent,
         wording.interval_text,
         wording.points,
+        wording.points_interval,
         wording.quoted_interval,
         wording.title_of,
         wording.capitalised,
         beside,
     ):
         environment.filters[function.__name__] = function
+    environment.filters["not_above"] = "not_above_{}".format
     return environment
 
 

@@ -15,6 +15,7 @@ from ..wasm import Wasm
 from .wording import CODES, capitalised, title_of
 
 MARKS = ("bar", "square", "triangle", "diamond", "cross")  # of what stands beside the model, told apart without colour
+STRONGEST = 45  # % of colour in the agreement map: text on it stays readable, light and dark
 KINDS = (HUMAN_HUMAN, JUDGE_HUMAN, METRIC_HUMAN, METRIC_JUDGE)
 
 
@@ -95,12 +96,14 @@ def _note(title: str, rows: Sequence[Row]) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of the agreement map: what is shown, how strong its colour is (0..100), and why it is empty."""
+    """One place of the agreement map: what is shown, how strong its colour is (0..45), and details, such as the
+    interval. `few` says how many answers it has where they are few, else it is 0."""
 
     text: str
     strength: int = 0
     negative: bool = False
     hint: str = ""
+    few: int = 0
 
 
 @dataclass
@@ -150,8 +153,9 @@ def _map(panel: PanelResults) -> AgreementMap:
 
 def _who(comparison: Comparison) -> str:
     if comparison.kind == HUMAN_HUMAN:
-        return "rater and rater"
-    return f"{comparison.first.replace('_', ' ')} and {comparison.second.removesuffix('s') if comparison.second == 'raters' else comparison.second}"
+        return "rater, rater"
+    first, second = (name.replace("_", " ") for name in (comparison.first, comparison.second))
+    return f"{first}, {'rater' if second == 'raters' else second}"
 
 
 def _cell(comparison: Comparison | None) -> Cell:
@@ -159,12 +163,17 @@ def _cell(comparison: Comparison | None) -> Cell:
         return Cell("–", hint="not compared")
     kappa = comparison.measures[PRIMARY]
     number: Estimate = comparison.measures["tau_b"] if kappa.reason == NOT_ON_SCALE else kappa
-    few = f", {comparison.answers} answers" + (": few" if comparison.answers < FEW_ANSWERS else "")
+    few = comparison.answers if comparison.answers < FEW_ANSWERS else 0
     if number.value is None:
-        return Cell("–", hint=f"not defined: {number.reason}")
-    interval = "" if number.low is None else f", {number.low:.2f} to {number.high:.2f}"
-    mark = " τ" if number is not kappa else ""
-    return Cell(f"{number.value:.2f}{mark}", round(45 * min(1.0, abs(number.value))), number.value < 0, interval[2:] + few)
+        return Cell("–", hint=f"not defined: {number.reason}", few=few)
+    interval = "" if number.low is None else f"{number.low:.2f} to {number.high:.2f}, "
+    return Cell(
+        text=f"{number.value:.2f}" + ("" if number is kappa else " τ"),
+        strength=round(STRONGEST / (2 if few else 1) * min(1.0, abs(number.value))),  # grey text needs paler ground
+        negative=number.value < 0,
+        hint=f"{interval}{comparison.answers:,} answers",
+        few=few,
+    )
 
 
 def beside(row: Row) -> Mapping[str, Score]:

@@ -40,7 +40,9 @@ def _built(kind: Any, stored: Any, place: str) -> Any:
     if kind is float and isinstance(stored, int) and not isinstance(stored, bool):
         return float(stored)
     if kind is not Any:
-        _check(isinstance(stored, kind) and (kind is bool or not isinstance(stored, bool)), kind.__name__, stored, place)
+        _check(
+            isinstance(stored, kind) and (kind is bool or not isinstance(stored, bool)), kind.__name__, stored, place
+        )
     return stored
 
 

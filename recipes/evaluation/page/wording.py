@@ -7,6 +7,12 @@ from ..results import Difference, Interval, Row, Score
 from ..tables import METRIC_TITLES
 
 NOT_DEFINED = "not defined"
+TASK_TITLES = {
+    "vqa": "Visual question answering",
+    "report": "Reports",
+    "caption": "Captions",
+    "refer": "Boxes of what a phrase names",
+}
 # VQA-RAD's codes of question types.
 CODES = {
     "ABN": "abnormality",
@@ -37,8 +43,13 @@ def points(difference: Difference | None) -> str:
     """Return `+25.1 (+21.1 to +29.1)`, points."""
     if difference is None or difference.value is None:
         return NOT_DEFINED
-    value, interval = f"{100 * difference.value:+.1f}", difference.interval
-    return f"{value} ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})" if interval else value
+    value = f"{100 * difference.value:+.1f}"
+    return f"{value} ({points_interval(difference.interval)})" if difference.interval else value
+
+
+def points_interval(interval: Interval | None) -> str:
+    """Return `+21.1 to +29.1`, points."""
+    return f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}" if interval else "no interval"
 
 
 def quoted_interval(row: Row) -> Interval | None:
