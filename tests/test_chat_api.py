@@ -12,7 +12,7 @@ import pytest
 
 from pefomed_recipes import chat_api
 from pefomed_recipes.chat_api import ChatRequest, Endpoint, ask_all, estimate
-from pefomed_recipes.errors import PeFoMedError
+from pefomed_recipes.errors import ConfigError, PeFoMedError
 from pefomed_recipes.ledger import Ledger, Reply
 
 from .stub_chat import StubChat, stub_chat
@@ -129,6 +129,11 @@ def test_the_cost_is_known_before_and_limits_the_run(tmp_path: Path) -> None:
         assert len(Ledger(ledger.path)) == 10
         with pytest.raises(PeFoMedError, match="stopped after 20 replies"):
             ask_all(asked, replace(dear, input_price=1e3, output_price=1e3), ledger, max_cost=1.2)
+
+
+def test_a_limit_without_prices_limits_nothing_and_is_refused(tmp_path: Path) -> None:
+    with stub_chat(said) as server, pytest.raises(ConfigError, match="without prices"):
+        ask_all(requests(1), endpoint(server), Ledger(tmp_path / "ledger.jsonl"), max_cost=5)
 
 
 def test_samples_of_one_request_and_other_models_are_requests_of_their_own() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,12 +73,14 @@ run(main)"""
 
 
 @pytest.mark.integration
-def test_scoring_a_file_loads_no_model_library(repo: Path, tiny_predictions: Path, run_python: RunPython) -> None:
+def test_scoring_a_file_loads_no_model_library(
+    repo: Path, tiny_predictions: Path, run_python: RunPython, tmp_path: Path
+) -> None:
     launcher = repo / "recipes" / "score.py"
     code = f"{PROBE}\nimport runpy\nrun(lambda: runpy.run_path({str(launcher)!r}, run_name='__main__'), *sys.argv[1:])"
     process = run_python("-c", code, tiny_predictions, "--out", "results.json")
     assert loaded(process) == []
-    assert "50" in process.stdout
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["rows"][0]["score"]["value"] == 0.5
 
 
 @pytest.mark.parametrize("name", ["transformers", "torch"])

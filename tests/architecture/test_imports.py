@@ -71,6 +71,7 @@ def required_distributions(source: str) -> set[str]:
             continue
         for module in {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names):
             found |= {owner.lower().replace("_", "-") for owner in owners.get(module, [module])}
+    found -= {"radeval"}  # its file runs in an environment of its own
     return found - {"pefomed"} - {"modeling-pefomed", "pefomed-demo", "pefomed-hub", "pefomed-recipes"}
 
 
