@@ -33,6 +33,10 @@ COMMANDS = {
     "ask": "--task",
     "phantoms": "--preview",
     "data": "duplicates",
+    "publish": "--allow-credentialed",
+    "verify": "--revision",
+    "bundle": "--wheels",
+    "space": "--adapter",
 }
 
 

@@ -49,8 +49,8 @@ class ImageKeys:
         return key
 
     def load(self, file: Path) -> None:
-        """Remember what [`ImageKeys.save`] wrote; nothing where there is no such file, or no whole one."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        """Remember what [`ImageKeys.save`] wrote; nothing where there is no such file, or none that can be read."""
+        with contextlib.suppress(OSError, ValueError):
             self._known |= json.loads(file.read_text(encoding="ascii"))
 
     def save(self, file: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ PeftMethod = Literal[
     "prefix_tuning",
     "p_tuning",
 ]
+PUBLISH = "use `pefomed export` and `pefomed publish`"
 
 
 @dataclass
@@ -125,7 +127,26 @@ class RecipeArguments:
         },
     )
     max_questions_per_image: int = field(
-        default=16, metadata={"help": "Questions packed behind one image in one row."}
+        default=16,
+        metadata={
+            "help": "Questions packed behind one image in one row; each epoch spreads those of an image anew over its "
+            "rows."
+        },
+    )
+    row_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Put several images of a batch into one row of up to so many tokens, on a GPU with flex "
+            "attention. By default each image has a row of its own, on a CPU the faster way."
+        },
+    )
+    feature_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder that `pefomed features` wrote for the run's images: the vision tower then rests."},
+    )
+    compile_layers: bool = field(
+        default=False,
+        metadata={"help": "Compile the language model's layers, one for all of them: for GPUs; not measured yet."},
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first samples of each split."})
     early_stopping_patience: int | None = field(
@@ -169,6 +190,20 @@ class StageConfig(SFTConfig):
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
     max_length: int | None = field(default=1024, metadata={"help": "Tokens of a row; longer samples are refused."})
     pad_to_multiple_of: int | None = field(default=64, metadata={"help": "Row lengths are rounded up to this."})
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "group_by_length: each step's rows have like lengths, out of 64 drawn at random; random: rows of "
+            "all lengths."
+        },
+    )
+    dataloader_num_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes that load images beside training; by default up to 4 on a GPU, none on a CPU, whose "
+            "cores train."
+        },
+    )
     bf16: bool | None = field(default=None, metadata={"help": "Mixed precision; by default where the device has it."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory, a third more time."})
     eval_strategy: str = field(default="steps", metadata={"help": "When to validate."})
@@ -185,6 +220,11 @@ class StageConfig(SFTConfig):
         self.use_cpu: bool = self.use_cpu or not torch.cuda.is_available()
         if self.bf16 is None:
             self.bf16 = not self.fp16 and default_dtype() == torch.bfloat16
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = 0 if self.use_cpu else min(4, max(1, (os.cpu_count() or 1) // 2))
+        self.accelerator_config: Any
+        if self.accelerator_config is None and not self.use_cpu:
+            self.accelerator_config = {"non_blocking": True}  # pinned batches travel while the last one is computed
         self.disable_tqdm: bool | None = self.disable_tqdm or not sys.stderr.isatty()
         # Rows come packed and labelled; TRL must neither prepare nor drop their columns.
         self.remove_unused_columns = False
@@ -294,6 +334,8 @@ def parse_arguments(
         )
     if recipe.early_stopping_patience is not None and str(config.eval_strategy) in ("no", "IntervalStrategy.NO"):
         raise ConfigError("early_stopping_patience needs validation during training: set eval_strategy to steps")
+    if config.push_to_hub:
+        raise ConfigError(f"push_to_hub uploads a pickle and another card; leave it out, then {PUBLISH}")
     return recipe, config
 
 

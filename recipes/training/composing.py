@@ -95,8 +95,8 @@ def compose(
     text: Any = model.config.text_config
     vision: Any = model.config.vision_config
     record = {
-        "vision_tower": {**_source(vision_tower), "model_type": vision.model_type},
-        "language_model": {**_source(llm), "model_type": text.model_type},
+        "vision_tower": {**source_of(vision_tower), "model_type": vision.model_type},
+        "language_model": {**source_of(llm), "model_type": text.model_type},
         "image_size_px": vision.image_size,
         "image_transform": "the tower's own" if parts.transform else "CLIP's mean and standard deviation, bicubic",
         "image_tokens": model.config.image_seq_length,
@@ -365,7 +365,7 @@ def _refuse_missing(part: str | Path, info: dict[str, Any]) -> None:
         raise PeFoMedError(f"{part}: {name} has shape {list(found)}, expected {list(expected)} as config.json says")
 
 
-def _source(part: str) -> dict[str, str]:
+def source_of(part: str) -> dict[str, str]:
     """Return a part's Hub id, or the last name of its folder, and the licence that its model card names."""
     card = Path(part) / "README.md"
     if not Path(part).is_dir():

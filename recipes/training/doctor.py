@@ -16,11 +16,11 @@ from modeling_pefomed import PeFoMedProcessor
 from ..data.instructions import VQA_PREFIXES, render_instruction
 from ..errors import PeFoMedError
 from ..records import Sample
-from .collator import IGNORED, Segment, pack_row
 from .data_findings import check_data, read_splits
 from .estimates import GIB, Mode, ModelSizes, estimate_memory, model_sizes
 from .examined import Finding, Subject, adapter_shapes, base_dtypes, open_subject
 from .findings import check_adapter, check_base, check_environment, check_processor
+from .packing import IGNORED, Segment, pack_row
 
 GREEN, NORMAL = "\033[32m", "\033[0m"
 EXAMPLES = {

@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 
 from .arguments import RecipeArguments, StageConfig
+from .run_data import pack_sets, read_split, refuse_what_the_model_cannot_read
 from .schedule import rates
-from .stages import adapted, choose_template, load_base, pack_sets, read_split, refuse_combinations
+from .stages import adapted, choose_template, load_base, refuse_combinations
 
 
 def dry_run(recipe: RecipeArguments, config: StageConfig) -> str:
@@ -32,12 +33,17 @@ def dry_run(recipe: RecipeArguments, config: StageConfig) -> str:
     else:
         model, processor = load_base(recipe.base, recipe.quantization)
         choose_template(processor, recipe)
-        for split, named in sets.items():
-            rows = len(pack_sets(named, processor, recipe, config, training=split == "train"))
-            train_rows = rows if split == "train" else train_rows
-            lines.append(f"{split}: {rows:,} rows, template {processor.template}")
+        packed = {
+            split: pack_sets(named, processor, recipe, config, training=split == "train")
+            for split, named in sets.items()
+        }
+        for split, rows in packed.items():
+            train_rows = len(rows) if split == "train" else train_rows
+            lines.append(f"{split}: {len(rows):,} rows, template {processor.template}")
         peft_model = adapted(model, recipe)
         refuse_combinations(peft_model, recipe, config)
+        for rows in packed.values():
+            refuse_what_the_model_cannot_read(rows, peft_model)
         trained = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
         lines.append(f"trained parameters: {trained:,}")
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps

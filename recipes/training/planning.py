@@ -18,7 +18,6 @@ from ..data.datasets_index import load_samples
 from ..data.instructions import render_instruction
 from ..errors import ConfigError, PeFoMedError
 from ..records import Sample
-from .collator import pack_samples
 from .estimates import (
     CARDS,
     CUDA_CONTEXT_BYTES,
@@ -33,6 +32,7 @@ from .estimates import (
     find_gpu,
     model_sizes,
 )
+from .packing import pack_samples
 
 # The plan's own aims; not given in the paper, whose batch is 1.
 QUESTIONS_PER_STEP = 32
@@ -41,6 +41,11 @@ MAX_PASSES = 20
 VALIDATIONS, VALIDATION_SHARE, LOADING_SHARE = 10, 0.2, 0.05
 LORA_RANKS = (64, 16)  # the paper's; the smaller one only where nothing else fits
 LORA_SCALE = 0.25  # alpha / rank, the paper's
+CARD_SIZES_GB = (12, 24, 48, 80, 141)
+CHECKPOINTING_RULE = (
+    "Gradient checkpointing goes on only where a micro-batch that fills the card's arithmetic would not fit without "
+    "it, and 4 bits only where it would not fit with it either."
+)
 
 # Words to tokens, where no tokenizer is there: together 40 tokens for VQA-RAD's average question in its long wording
 # and its answer, as counted.
@@ -181,7 +186,7 @@ def data_sizes(
         )
         for row in packed:
             labelled = sum(label != -100 for label in row["labels"])
-            rows.append((row["length"], labelled, len(row["sample_ids"]), len(row["image_paths"])))
+            rows.append((len(row["input_ids"]), labelled, len(row["sample_ids"]), len(row["image_paths"])))
     else:
         rows = _rows_by_words(train, instruction, image_tokens, max_length, max_questions_per_image)
     if not rows:
@@ -236,7 +241,7 @@ def make_plan(sizes: ModelSizes, gpu: Gpu, hours: float, data: DataSizes, *, max
     """Return the configuration that fits with the largest micro-batch that is of use.
 
     The micro-batch comes first, so that more memory never means a smaller one; then weights that are not quantized;
-    then speed. LoRA's rank is lowered only where nothing else fits.
+    then speed. So `CHECKPOINTING_RULE` holds. LoRA's rank is lowered only where nothing else fits.
 
     Raises:
         PeFoMedError: nothing fits, or the hours are not enough for one step; it says what would do.
@@ -310,6 +315,11 @@ def make_plan(sizes: ModelSizes, gpu: Gpu, hours: float, data: DataSizes, *, max
     return Plan(config, memory, step, validation, steps_in_time, max_steps / pass_steps)
 
 
+def card_presets(sizes: ModelSizes, data: DataSizes, *, max_length: int = 1024) -> dict[int, Plan]:
+    """Return the plans for cards of `CARD_SIZES_GB`, the same as `pefomed plan --gpu 24GB` and so on make."""
+    return {gib: make_plan(sizes, find_gpu(f"{gib}GB"), 24, data, max_length=max_length) for gib in CARD_SIZES_GB}
+
+
 def _what_would_fit(sizes: ModelSizes, gpu: Gpu, shape: Mapping[str, int]) -> str:
     """Return why nothing fits and what would: a card, or shorter rows."""
     smallest, rank = Mode("nf4", True), LORA_RANKS[-1]
@@ -352,6 +362,7 @@ def explain(plan: Plan, sizes: ModelSizes, gpu: Gpu, hours: float, data: DataSiz
         f"  {config['max_steps']:8d}            steps, {plan.passes:.1f} passes over the data"
         + (f" (the {hours:g} hours allow {plan.steps_in_time})" if plan.steps_in_time > config["max_steps"] else ""),
         f"  {total_hours(plan):8.2f} h          in all, of {hours:g}",
+        CHECKPOINTING_RULE,
         "All of this is estimated, nothing of it measured.",
     ]
     if plan.passes < 1:

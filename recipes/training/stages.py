@@ -4,22 +4,16 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+import torch
 from peft import PeftModel
-from tqdm import tqdm
 from transformers import (
     AutoProcessor,
     EarlyStoppingCallback,
@@ -27,19 +21,15 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
-from modeling_pefomed.processing_pefomed import clean_as_released
 
-from ..data.datasets_index import load_samples
 from ..data.images import load_image
-from ..data.instructions import render_instruction
-from ..data.mixture import load_mixture, mix_rows
 from ..devices import default_dtype
 from ..errors import ConfigError, PeFoMedError
 from ..models.adapter_folders import load_adapter
 from ..models.bases import check_base, load_base_model, quantization_of
-from ..records import Sample
 from .adapters import add_adapter
 from .arguments import RecipeArguments, StageConfig, parse_arguments, resolved
 from .callbacks import (
@@ -48,18 +38,26 @@ from .callbacks import (
     FrozenWeightsCallback,
     LossCurveCallback,
     first_validation_loss,
-    is_complete,
     keep_curve_until,
-    last_complete_checkpoint,
 )
-from .collator import PackedRowCollator, pack_samples
+from .collator import PackedRowCollator
 from .embedded import quickstart_base, quickstart_phantoms
+from .packing import PackedRows
 from .provenance import code_commit, data_fingerprint, environment, utc_now, write_json
-from .trainer import PackedSFTTrainer
+from .run_data import check_images, open_features, pack_sets, read_split, refuse_what_the_model_cannot_read
+from .run_folder import (
+    RUN_RECORD,
+    SETTINGS,
+    find_checkpoint,
+    finished_record,
+    read_json,
+    refuse_other_settings,
+    remove_checkpoints,
+)
+from .trainer import SEEN, PackedSFTTrainer
 
 logger = logging.getLogger(__name__)
 
-RUN_RECORD, SETTINGS = "run.json", "settings.json"
 # Without --config, a stage is the quickstart's.
 STAGE1_DEFAULTS: dict[str, Any] = {"task": "caption", "output_dir": "runs/stage1", "config": "stage1/phantoms"}
 STAGE2_DEFAULTS: dict[str, Any] = {"task": "vqa", "output_dir": "runs/stage2", "config": "stage2/phantoms_vqa"}
@@ -90,12 +88,15 @@ def main(arguments: Sequence[str], defaults: dict[str, Any], description: str) -
     return run_stage(recipe, config)
 
 
-def load_base(base: str, quantization: str = "none") -> tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor]:
+def load_base(
+    base: str, quantization: str = "none", *, without_tower: bool = False
+) -> tuple[PeFoMedForConditionalGeneration, PeFoMedProcessor]:
     """Return a base model in the device's best dtype and its processor.
 
     Args:
         quantization: `nf4` puts the language model's linear layers into 4 bits; the tower, the projector and the head
             keep the dtype.
+        without_tower: for a run that finds all images in a feature cache.
 
     Raises:
         PeFoMedError: there is no PeFoMed model at that place, or bitsandbytes is not installed.
@@ -104,64 +105,13 @@ def load_base(base: str, quantization: str = "none") -> tuple[PeFoMedForConditio
     if Path(base).is_dir():
         base = str(Path(base).resolve())  # the adapter names its base, and is to load from any working directory
     try:
-        model = load_base_model(base, default_dtype(), quantization)
+        model = load_base_model(base, default_dtype(), quantization, without_tower=without_tower)
         processor = AutoProcessor.from_pretrained(base)
     except (OSError, ValueError) as error:
         raise PeFoMedError(f"{base}: cannot load a PeFoMed base model ({str(error).splitlines()[0]})") from None
     if not isinstance(model, PeFoMedForConditionalGeneration):
         raise PeFoMedError(f"{base}: found a {type(model).__name__}, expected a PeFoMed base model")
     return model, processor
-
-
-def pack_split(
-    samples: list[Sample], processor: PeFoMedProcessor, recipe: RecipeArguments, config: StageConfig, *, training: bool
-) -> Dataset:
-    """Return the packed rows of one split, with the instructions of training or of validation."""
-    instruction = partial(
-        render_instruction,
-        training=training,
-        instruction=recipe.instruction if training else recipe.test_instruction,
-        seed=config.seed,
-        released=processor.template == "released",
-    )
-    if training and recipe.text == "blip50":
-        samples = [replace(sample, answers=[clean_as_released(sample.answers[0])]) for sample in samples]
-    return pack_samples(
-        samples,
-        processor,
-        instruction,
-        max_length=config.max_length or 10**9,
-        max_questions_per_image=recipe.max_questions_per_image,
-        seed=config.seed,
-        training=training,
-    )
-
-
-def read_split(recipe: RecipeArguments, split: str) -> dict[str, list[Sample]]:
-    """Return the samples of one split by the name of their data set, which without a mixture is ""."""
-    if recipe.data_root is None:
-        raise ConfigError("a run needs a data folder: --data_root")
-    reading: Any = {"language": recipe.language, "on_missing": recipe.on_missing}
-    if isinstance(recipe.mixture, dict):
-        limit = recipe.max_train_samples
-        return load_mixture(recipe.mixture, recipe.dataset, recipe.data_root, split, recipe.task, limit, **reading)
-    samples = load_samples(recipe.dataset, recipe.data_root, split, recipe.task, **reading)
-    return {"": samples[: recipe.max_train_samples]}
-
-
-def pack_sets(
-    sets: dict[str, list[Sample]],
-    processor: PeFoMedProcessor,
-    recipe: RecipeArguments,
-    config: StageConfig,
-    *,
-    training: bool,
-) -> Dataset:
-    """Return the packed rows of one split of all data sets, mixed by their weights in training."""
-    rows = {name: pack_split(samples, processor, recipe, config, training=training) for name, samples in sets.items()}
-    if isinstance(recipe.mixture, dict):
-        return mix_rows(rows, recipe.mixture, training=training, seed=config.seed)
-    return rows[""]
 
 
 def choose_template(processor: PeFoMedProcessor, recipe: RecipeArguments) -> None:
@@ -199,19 +149,24 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         return finished
     train_sets, validation_sets = read_split(recipe, "train"), read_split(recipe, "validation")
     train_samples, validation_samples = ([*chain(*sets.values())] for sets in (train_sets, validation_sets))
-    model, processor = load_base(recipe.base, recipe.quantization)
+    model, processor = load_base(recipe.base, recipe.quantization, without_tower=recipe.feature_cache is not None)
     choose_template(processor, recipe)
     train_rows = pack_sets(train_sets, processor, recipe, config, training=True)
     validation_rows = pack_sets(validation_sets, processor, recipe, config, training=False)
     set_seed(config.seed)  # LoRA's start
     peft_model = adapted(model, recipe)
     refuse_combinations(peft_model, recipe, config)
+    for rows in (train_rows, validation_rows):
+        refuse_what_the_model_cannot_read(rows, peft_model)
     checkpoint = find_checkpoint(recipe.resume, output)
     if checkpoint is not None:
         check_base(checkpoint, peft_model.base_fingerprint, recipe.base)
     if checkpoint is not None and (output / SETTINGS).is_file():
         refuse_other_settings(output, read_json(output / SETTINGS), resolved(recipe, config))
-    check_images([*train_samples, *validation_samples])
+    samples = [*train_samples, *validation_samples]
+    features = open_features(recipe, model, processor, (path for sample in samples for path in sample.image_paths))
+    if features is None:
+        check_images(samples)
 
     output.mkdir(parents=True, exist_ok=True)
     if checkpoint is None:
@@ -232,10 +187,21 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         train_dataset=train_rows,
         eval_dataset=validation_rows,
         processing_class=processor,
-        data_collator=PackedRowCollator(processor, load_image, config.pad_to_multiple_of or 1),
+        data_collator=PackedRowCollator(
+            processor,
+            load_image,
+            config.pad_to_multiple_of or 1,
+            row_tokens=recipe.row_tokens,
+            normalize=False,
+            features=features,
+        ),
         callbacks=callbacks,
         loss_reduction=recipe.loss_reduction,
     )
+    choose_attention(model, recipe)
+    if recipe.compile_layers:
+        compile_layers(model)
+    warn_of_steps_with_one_image(train_rows, config)
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is for data
     before = first_validation_loss(output / "loss.jsonl") if checkpoint else None
     if before is None:
@@ -259,6 +225,7 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         "settings": resolved(recipe, config),
         "data": {"train": data_fingerprint(train_samples), "validation": data_fingerprint(validation_samples)},
         "rows": {"train": len(train_rows), "validation": len(validation_rows)},
+        "seen": dict(zip(SEEN, trainer.seen.counts.tolist(), strict=True)),
         "sets": {name: len(samples) for name, samples in train_sets.items()} if recipe.mixture else None,
         "template": processor.template,
         "code_commit": code_commit(),
@@ -281,49 +248,6 @@ def final_validation_loss(trainer: PackedSFTTrainer, config: StageConfig) -> flo
     if validated and validated[-1]["step"] == trainer.state.global_step:
         return validated[-1]["eval_loss"]
     return trainer.evaluate()["eval_loss"]
-
-
-def remove_checkpoints(output: Path) -> None:
-    """Remove the Trainer's checkpoints from a run's folder."""
-    for folder in output.glob("checkpoint-*"):
-        shutil.rmtree(folder)
-
-
-def finished_record(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the record of a finished run of the same settings in this folder, or `None` when there is no run.
-
-    Raises:
-        ConfigError: the folder holds a finished run of other settings; the differences are named.
-    """
-    if not (output / RUN_RECORD).is_file():
-        return None
-    record = read_json(output / RUN_RECORD)
-    refuse_other_settings(output, record["settings"], settings)
-    return record
-
-
-def refuse_other_settings(output: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Compare the settings of the run in a folder with those asked for.
-
-    Raises:
-        ConfigError: they differ in more than how the run is shown or resumed; the differences are named.
-    """
-    wanted = json.loads(json.dumps(settings, default=str))
-    differences = [
-        f"{key} {found.get(key)!r} there, {wanted.get(key)!r} now"
-        for key in sorted(set(wanted) | set(found))
-        if wanted.get(key) != found.get(key) and key not in ("resume", "logging_dir", "disable_tqdm", "dry_run")
-    ]
-    if differences:
-        raise ConfigError(
-            f"{output} holds a run of other settings: {'; '.join(differences)}. "
-            "Name another --output_dir or delete the folder."
-        )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def adapted(model: PeFoMedForConditionalGeneration, recipe: RecipeArguments) -> PeftModel:
@@ -351,43 +275,33 @@ def refuse_combinations(model: PeftModel, recipe: RecipeArguments, config: Stage
         raise ConfigError("prefix_tuning keeps its tokens in the cache: set gradient_checkpointing to false")
     if model.peft_type == "ADALORA" and recipe.loss_reduction == "example":
         raise ConfigError("adalora adds a penalty of its own to the token mean: set loss_reduction to token")
+    if model.active_peft_config.is_prompt_learning and recipe.row_tokens is not None:
+        raise ConfigError(f"{recipe.peft_method} puts its tokens before a row: leave row_tokens out")
+    if config.train_sampling_strategy not in ("random", "group_by_length"):
+        raise ConfigError(
+            f"train_sampling_strategy is {config.train_sampling_strategy}; expected random or group_by_length"
+        )
 
 
-def check_images(samples: list[Sample]) -> None:
-    """Open every image once, so that a broken one is named before hours of training and not after.
-
-    Raises:
-        PeFoMedError: images that cannot be opened; the first ones are named, one a line.
-    """
-    paths = sorted({path for sample in samples for path in sample.image_paths})
-
-    def problem(path: str) -> str:
-        try:
-            load_image(path)
-        except PeFoMedError as error:
-            return str(error)
-        return ""
-
-    with ThreadPoolExecutor() as pool:
-        checked = pool.map(problem, paths)
-        bar = tqdm(checked, total=len(paths), desc="images checked", disable=not sys.stderr.isatty())
-        problems = [found for found in bar if found]
-    if problems:
-        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise PeFoMedError(f"{len(problems)} of {len(paths)} images cannot be used: {'; '.join(problems[:5])}{more}")
+def compile_layers(model: PeFoMedForConditionalGeneration, backend: str = "inductor") -> None:
+    """Compile the layers of the language model in place: they are alike, so that one compilation serves for all."""
+    for layer in model.model.language_model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.compile(backend=backend)
 
 
-def find_checkpoint(resume: str, output: Path) -> Path | None:
-    """Return the checkpoint to continue from: `auto` the newest complete one, `never` none, else the one named.
+def choose_attention(model: PeFoMedForConditionalGeneration, recipe: RecipeArguments) -> None:
+    """Use flex attention in the language model for rows of several images on a GPU: it skips what the mask hides.
+    On a CPU it has no gradients."""
+    if recipe.row_tokens is not None and torch.cuda.is_available():
+        model.set_attn_implementation({"text_config": "flex_attention"})
 
-    Raises:
-        PeFoMedError: the named checkpoint is not there or not complete.
-    """
-    if resume == "never":
-        return None
-    if resume == "auto":
-        return last_complete_checkpoint(output)
-    named = Path(resume)
-    if not is_complete(named):
-        raise PeFoMedError(f"{named}: no complete checkpoint there; use --resume auto to find the newest complete one")
-    return named
+
+def warn_of_steps_with_one_image(rows: PackedRows, config: StageConfig) -> None:
+    """Say so where every step trains on the questions of a single image."""
+    size = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+    if size == 1 and len(set(rows.images.tolist())) > 1:
+        logger.warning(
+            "each step trains on one image with all its questions; raise per_device_train_batch_size or "
+            "gradient_accumulation_steps for steps that mix images"
+        )

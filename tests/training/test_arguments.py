@@ -252,6 +252,11 @@ def test_the_best_adapter_is_only_promised_where_each_validated_one_is_saved() -
     assert parse("--eval_strategy=epoch", "--save_strategy=epoch")["load_best_model_at_end"] is True
 
 
+def test_the_trainers_own_upload_is_refused_with_a_pointer() -> None:
+    with pytest.raises(ConfigError, match="push_to_hub uploads a pickle.*pefomed publish"):
+        parse("--push_to_hub")
+
+
 def test_early_stopping_needs_validation() -> None:
     with pytest.raises(ConfigError, match="early_stopping_patience"):
         parse("--early_stopping_patience=1", "--eval_strategy=no", "--load_best_model_at_end=false")

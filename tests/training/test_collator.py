@@ -7,15 +7,17 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from modeling_pefomed import PeFoMedProcessor
+from modeling_pefomed import PeFoMedImageProcessor, PeFoMedProcessor
 from pefomed_recipes.errors import PeFoMedError
 from pefomed_recipes.records import Sample
-from pefomed_recipes.training.collator import IGNORED, PackedRowCollator, Segment, pack_row, pack_samples
+from pefomed_recipes.training.collator import PackedRowCollator, share_out
+from pefomed_recipes.training.packing import IGNORED, Segment, pack_row, pack_samples
 
 from ..modeling.tiny import IMAGE_SIZE, IMAGE_TOKENS, build_processor, build_tokenizer, draw_image
 
@@ -126,6 +128,43 @@ def test_tasks_and_image_sets_never_share_a_row(processor: PeFoMedProcessor) -> 
         assert row["input_ids"].count(processor.image_token_id) == IMAGE_TOKENS * len(row["image_paths"])
 
 
+def test_each_epoch_asks_every_question_once_and_spreads_them_anew(
+    processor: PeFoMedProcessor,
+) -> None:
+    samples = make_samples({"0.png": 17, "1.png": 1, "2.png": 4})
+    settings = {"max_length": 150, "max_questions_per_image": 8, "seed": 0}
+    rows = pack_samples(samples, processor, lambda sample: sample.instruction, **settings)
+    again = pack_samples(samples, processor, lambda sample: sample.instruction, **settings)
+    companies = []
+    for epoch in (0, 1, 2):
+        read = [rows[epoch, number] for number in range(len(rows))]
+        assert sorted(name for row in read for name in row["sample_ids"]) == sorted(sample.id for sample in samples)
+        assert max(len(row["input_ids"]) for row in read) <= 150
+        # a row depends on nothing that was read before
+        assert [again[epoch, number] for number in reversed(range(len(rows)))] == read[::-1]
+        companies.append({frozenset(row["sample_ids"]) for row in read if "0.png" in row["image_paths"]})
+    assert companies[0] != companies[1] != companies[2]
+    sizes = [len(row["sample_ids"]) for row in rows if "0.png" in row["image_paths"]]
+    assert max(sizes) - min(sizes) <= 1
+    assert rows[0] == rows[0, 0]
+
+
+def test_lengths_and_images_of_rows_are_known_before_they_are_built(processor: PeFoMedProcessor) -> None:
+    samples = make_samples({"0.png": 16, "1.png": 2}) + [Sample("x", "report", ["0.png"], "Report.", ["normal"])]
+    rows = pack_samples(
+        samples, processor, lambda sample: sample.instruction, max_length=512, max_questions_per_image=8, seed=0
+    )
+    built = [len(row["input_ids"]) for row in rows]
+    assert abs(rows.lengths - built).max() <= 3  # of an image with several rows, their mean
+    assert [built[row] for row in (2, 3)] == rows.lengths[2:].tolist()
+    assert rows.images.tolist() == [0, 0, 1, 0]
+    ordered = rows.longest_first()
+    assert ordered.lengths.tolist() == sorted(rows.lengths.tolist(), reverse=True)
+    assert [row["sample_ids"] for row in rows.select([3, 3, 2])] == [rows[n]["sample_ids"] for n in (3, 3, 2)]
+    whole = [processor.encode_prompt(s.instruction, s.task) + processor.encode_answer(s.answers[0]) for s in samples]
+    assert rows.longest[0] == max(map(len, whole))
+
+
 def test_the_order_of_questions_depends_on_the_seed_alone(processor: PeFoMedProcessor) -> None:
     samples = make_samples({"0.png": 8})
     orders = [pack(processor, samples, seed=seed)[0]["sample_ids"] for seed in (1, 1, 2)]
@@ -233,3 +272,78 @@ def test_a_tokenizer_without_a_padding_token_pads_with_its_end_token() -> None:
     batch = PackedRowCollator(processor, open_image, 64)(rows)
     assert set(batch["input_ids"][batch["attention_mask"] == 0].tolist()) == {tokenizer.eos_token_id}
     assert (batch["labels"] == tokenizer.eos_token_id).sum() == 4
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_bytes_that_are_normalised_later_equal_what_the_processor_gives(mode: str) -> None:
+    every = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert(mode)
+    for size in (16, 40):
+        transform = PeFoMedImageProcessor(size={"height": size, "width": size})
+        pixels = transform.resize_to_bytes([every, draw_image(0).convert(mode)])
+        assert pixels.dtype == torch.uint8 and pixels.shape == (2, 3, size, size)
+        whole = transform([every, draw_image(0).convert(mode)], return_tensors="pt")["pixel_values"]
+        assert torch.equal(transform.normalize_bytes(pixels), whole)
+    assert len(transform.resize_to_bytes([every]).unique()) > 200
+    plain = PeFoMedImageProcessor(do_normalize=False)
+    expected = plain([every], return_tensors="pt")["pixel_values"]
+    assert torch.equal(plain.normalize_bytes(plain.resize_to_bytes([every])), expected)
+
+
+def test_images_can_stay_bytes(processor: PeFoMedProcessor) -> None:
+    rows = pack(processor, make_samples({"0.png": 3, "1.png": 1}))
+    later = PackedRowCollator(processor, open_image, 64, normalize=False)(rows)["pixel_values"]
+    at_once = PackedRowCollator(processor, open_image, 64)(rows)["pixel_values"]
+    assert later.dtype == torch.uint8
+    assert torch.equal(processor.image_processor.normalize_bytes(later), at_once)
+
+
+def test_an_image_is_opened_once_for_all_its_questions(processor: PeFoMedProcessor) -> None:
+    opened: list[str] = []
+    PackedRowCollator(processor, lambda path: opened.append(str(path)) or open_image(path), 64)(
+        pack(processor, make_samples({"0.png": 7, "1.png": 3}))
+    )
+    assert sorted(opened) == ["0.png", "1.png"]
+
+
+def test_images_of_a_row_stand_in_the_order_of_their_tokens(processor: PeFoMedProcessor) -> None:
+    rows = pack(processor, make_samples({"0.png": 1, "1.png": 6, "2.png": 2, "3.png": 3}))
+    apart = PackedRowCollator(processor, open_image, 64)(rows)["pixel_values"]
+    batch = PackedRowCollator(processor, open_image, 8, row_tokens=160)(rows)
+    assert 1 < len(batch["input_ids"]) < len(rows)
+    groups = batch["image_group_ids"]
+    assert torch.equal(groups >= 0, batch["attention_mask"].bool())
+    images = groups[batch["input_ids"] == processor.image_token_id][::IMAGE_TOKENS]
+    assert sorted(images.tolist()) == [0, 1, 2, 3]
+    assert all(torch.equal(batch["pixel_values"][at], apart[number]) for at, number in enumerate(images))
+    for number, row in enumerate(rows):
+        mine = groups == number
+        for name in ("input_ids", "position_ids", "labels"):
+            assert batch[name][mine].tolist() == row[name]
+        assert batch["segment_ids"][mine].unique().numel() == len(row["sample_ids"]) + 1
+    # a segment's number occurs once in a row
+    for segments, group in zip(batch["segment_ids"], groups, strict=True):
+        assert all(group[segments == segment].unique().numel() == 1 for segment in segments[segments > 0].unique())
+
+
+@pytest.mark.parametrize("limit", [10, 100, 137, 1000])
+def test_rows_are_shared_out_whole_within_the_limit_and_evenly(limit: int) -> None:
+    lengths = [13, 99, 42, 42, 7, 60, 100, 1, 35]
+    places = share_out(lengths, limit)
+    sums = [sum(lengths[number] for number in place) for place in places]
+    assert sorted(number for place in places for number in place) == list(range(len(lengths)))
+    assert max(sums) <= max(limit, 100)
+    assert len(places) <= -(-sum(lengths) // max(limit, 100)) + 1
+
+
+def test_features_stand_in_for_images(processor: PeFoMedProcessor) -> None:
+    class Features:
+        def features(self, paths: Any) -> torch.Tensor:
+            return torch.tensor([[[float(path[0])]] for path in paths])
+
+    def refuse(path: Any) -> Image.Image:
+        raise AssertionError(path)
+
+    rows = pack(processor, make_samples({"2.png": 2, "1.png": 9}))
+    batch = PackedRowCollator(processor, refuse, 64, features=Features())(rows)
+    assert "pixel_values" not in batch
+    assert batch["mm_encoder_outputs"]["image"]["last_hidden_state"].flatten().tolist() == [2, 1]

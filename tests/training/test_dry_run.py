@@ -66,7 +66,7 @@ def test_learning_rates_are_those_of_the_run(
 def test_with_data_and_base_it_counts_what_the_run_then_records(
     run: Any, stage2: tuple[Path, dict[str, Any]], empty_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = run.options(Path("runs/dry"), "--task=vqa", f"--adapter={stage2[0]}")
+    options = run.options(Path("runs/dry"), "--task=vqa", f"--adapter={stage2[0]}", "--max_length=1024")
     lines = described(capsys, *options)
     record = stage2[1]
     for split in ("train", "validation"):

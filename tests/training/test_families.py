@@ -52,7 +52,7 @@ from transformers import (
 from pefomed_recipes.inference.generate import Request, generate_answers, load_model
 from pefomed_recipes.records import Sample
 from pefomed_recipes.training.adapters import add_adapter
-from pefomed_recipes.training.collator import PackedRowCollator, pack_samples
+from pefomed_recipes.training.collator import PackedRowCollator
 from pefomed_recipes.training.composing import (
     assemble,
     check_base,
@@ -61,6 +61,7 @@ from pefomed_recipes.training.composing import (
     load_vision_tower,
     resized_tower,
 )
+from pefomed_recipes.training.packing import pack_samples
 
 from ..modeling.tiny import INITIALIZER_RANGE, ask, build_tokenizer, draw_image, encode, vision_config
 

@@ -4,6 +4,7 @@ of processes; `token` is what it was."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from torch.nn.functional import cross_entropy
 from pefomed_recipes.data.datasets_index import load_samples
 from pefomed_recipes.data.images import load_image
 from pefomed_recipes.training.collator import PackedRowCollator
-from pefomed_recipes.training.stages import adapted, load_base, pack_split
-from pefomed_recipes.training.trainer import PackedSFTTrainer, row_sums
+from pefomed_recipes.training.run_data import pack_split
+from pefomed_recipes.training.stages import adapted, load_base
+from pefomed_recipes.training.trainer import PackedSFTTrainer, image_sums
 
 TOLERANCE = 5e-6  # of a tensor's norm, in float32
 RENDEZVOUS = ("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0")  # at any free port of this machine
@@ -159,8 +161,10 @@ def test_two_processes_train_as_one_with_twice_the_rows(
     run: Any, run_python: Callable[..., Any], weights_of: Any, log_of: Any, tmp_path: Path
 ) -> None:
     # plain SGD: AdamW would blow rounding of near-zero gradients up to whole steps
-    options = ("--lora_dropout=0", "--optim=sgd", "--learning_rate=0.3", "--max_steps=2", "--warmup_steps=0",
-               "--load_best_model_at_end=false", "--loss_reduction=example")  # fmt: skip
+    # 16 rows in steps of 6: the third step is filled up, and the fourth begins the second epoch
+    options = ("--lora_dropout=0", "--optim=sgd", "--learning_rate=0.3", "--max_steps=4", "--warmup_steps=0",
+               "--load_best_model_at_end=false", "--loss_reduction=example",
+               "--max_questions_per_image=8")  # fmt: skip
     script = tmp_path / "train.py"
     script.write_text(
         "import sys, torch\n"
@@ -170,9 +174,11 @@ def test_two_processes_train_as_one_with_twice_the_rows(
         encoding="utf-8",
     )
     launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", *RENDEZVOUS)
-    process = run_python(*launch, script, *run.options(tmp_path / "two", *options, "--per_device_train_batch_size=2"))
+    process = run_python(*launch, script, *run.options(tmp_path / "two", *options, "--per_device_train_batch_size=3"))
     assert process.returncode == 0, process.stderr
-    run(tmp_path / "one", *options, "--per_device_train_batch_size=4")
+    one = run(tmp_path / "one", *options, "--per_device_train_batch_size=6")
+    assert one["rows"]["train"] == 16
+    assert json.loads((tmp_path / "two" / "run.json").read_text(encoding="utf-8"))["seen"] == one["seen"]
     one, two = (weights_of(tmp_path / name) for name in ("one", "two"))
     assert max((two[name] - weight).abs().max() for name, weight in one.items()) <= 1e-5
     assert max(weight.abs().max() for name, weight in one.items() if "lora_B" in name) > 1e-3
@@ -187,7 +193,7 @@ def test_an_example_counts_by_the_mean_over_its_own_tokens_and_a_token_by_itself
     logits = torch.randn(6, 5)
     losses = cross_entropy(logits, labels[:, 1:][labels[:, 1:] != -100], reduction="none")
     batch = {"labels": labels, "segment_ids": segments}
-    tokens, examples = (row_sums(logits, batch, reduction) for reduction in ("token", "example"))
+    tokens, examples = (image_sums(logits, batch, reduction)[:, :2] for reduction in ("token", "example"))
     sums = torch.stack([losses[:3].sum(), losses[3:].sum()])
     assert torch.allclose(tokens, torch.stack([sums, torch.tensor([3.0, 3.0])], dim=1))
     means = torch.stack([losses[:2].mean() + losses[2], losses[3:].mean()])

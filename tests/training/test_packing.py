@@ -9,11 +9,14 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
+from torch.nn.functional import cross_entropy
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from modeling_pefomed import PeFoMedProcessor
 from pefomed_recipes.records import Sample
 from pefomed_recipes.training.adapters import add_adapter
-from pefomed_recipes.training.collator import IGNORED, PackedRowCollator, pack_samples
+from pefomed_recipes.training.collator import PackedRowCollator
+from pefomed_recipes.training.packing import IGNORED, pack_samples
 
 from ..modeling.tiny import build_config, build_model, build_processor, draw_image
 
@@ -105,17 +108,11 @@ def one_row_per_question(processor: PeFoMedProcessor, samples: list[Sample]) -> 
     }
 
 
-def several_images_in_one_row(processor: PeFoMedProcessor, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """All rows behind one another as a single row, each image and its questions a group."""
-    whole: dict[str, list[int]] = {
-        name: [token for row in rows for token in row[name]]
-        for name in ("input_ids", "segment_ids", "position_ids", "labels")
-    }
-    whole["image_group_ids"] = [group for group, row in enumerate(rows) for _ in row["input_ids"]]
-    images = [open_image(path) for row in rows for path in row["image_paths"]]
-    return {name: torch.tensor([values]) for name, values in whole.items()} | {
-        "pixel_values": processor.image_processor(images, return_tensors="pt")["pixel_values"]
-    }
+def several_images_in_one_row(
+    processor: PeFoMedProcessor, rows: list[dict[str, Any]], row_tokens: int = 10**6
+) -> dict[str, Any]:
+    """The same rows as the collator puts them behind one another, each image and its questions a group."""
+    return PackedRowCollator(processor, open_image, pad_to_multiple_of=16, row_tokens=row_tokens)(rows)
 
 
 def loss_and_gradients(model: PeftModel, batch: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -149,14 +146,47 @@ def test_packed_rows_equal_one_row_per_question(
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("row_tokens", [10**6, 150], ids=["one row", "two rows, one of them padded"])
 def test_several_images_in_one_row_equal_one_row_per_question(
-    processor: PeFoMedProcessor, samples: list[Sample], rows: list[dict[str, Any]], attention: str
+    processor: PeFoMedProcessor, samples: list[Sample], rows: list[dict[str, Any]], attention: str, row_tokens: int
 ) -> None:
     model = build_adapted(processor, attention)
     expected = loss_and_gradients(model, one_row_per_question(processor, samples))
-    whole = several_images_in_one_row(processor, rows)
-    assert whole["input_ids"].shape[0] == 1
+    whole = several_images_in_one_row(processor, rows, row_tokens)
+    assert len(whole["input_ids"]) == (1 if row_tokens > 1000 else 2) < len(rows)
     assert worst_difference(loss_and_gradients(model, whole), expected) <= TOLERANCE
+
+
+def test_captions_in_one_row_equal_one_row_each(adapted: PeftModel, processor: PeFoMedProcessor) -> None:
+    texts = ("an axial slice", "the heart is normal, no effusion, and the left lung is clear", "liver")
+    samples = [
+        Sample(image, "caption", [image], "Describe it.", [text]) for image, text in zip(IMAGES, texts, strict=True)
+    ]
+    rows = list(pack_samples(samples, processor, instruction, max_length=512, max_questions_per_image=16, seed=0))
+    apart = PackedRowCollator(processor, open_image, pad_to_multiple_of=64)(rows)
+    together = several_images_in_one_row(processor, rows)
+    assert (len(apart["input_ids"]), len(together["input_ids"])) == (3, 1)
+    assert worst_difference(loss_and_gradients(adapted, together), loss_and_gradients(adapted, apart)) <= TOLERANCE
+
+
+def test_in_double_precision_all_ways_are_equal(
+    processor: PeFoMedProcessor, samples: list[Sample], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # transformers computes norms and the loss in float32, whatever the model's format
+    monkeypatch.setattr(
+        LlamaRMSNorm,
+        "forward",
+        lambda self, x: self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon),
+    )
+    model = build_adapted(processor).double()
+    model.get_base_model().loss_function = lambda logits, shift_labels, **kwargs: cross_entropy(logits, shift_labels)
+    expected = loss_and_gradients(model, one_row_per_question(processor, samples))
+    for batch in (
+        PackedRowCollator(processor, open_image, pad_to_multiple_of=16)(rows),
+        several_images_in_one_row(processor, rows),
+        several_images_in_one_row(processor, rows, row_tokens=150),
+    ):
+        assert worst_difference(loss_and_gradients(model, batch), expected) <= 1e-12
 
 
 def test_packed_rows_equal_one_row_per_question_with_checkpointing(

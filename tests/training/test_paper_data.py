@@ -13,7 +13,8 @@ from pefomed_recipes.data.datasets_index import load_samples
 from pefomed_recipes.data.reading import DatasetError
 from pefomed_recipes.errors import ConfigError
 from pefomed_recipes.training.arguments import parse_arguments
-from pefomed_recipes.training.stages import STAGE1_DEFAULTS, pack_split, read_split
+from pefomed_recipes.training.run_data import pack_split, read_split
+from pefomed_recipes.training.stages import STAGE1_DEFAULTS
 
 from ..data.fixtures.clef_caption import write_clef_caption_original
 from ..data.fixtures.iu_xray import write_iu_xray_r2gen

@@ -19,7 +19,8 @@ from pefomed_recipes.models.adapter_folders import load_adapter
 from pefomed_recipes.records import Sample
 from pefomed_recipes.training.adapters import add_adapter
 from pefomed_recipes.training.callbacks import frozen_fingerprint
-from pefomed_recipes.training.collator import PackedRowCollator, pack_samples
+from pefomed_recipes.training.collator import PackedRowCollator
+from pefomed_recipes.training.packing import pack_samples
 from pefomed_recipes.training.peft_methods import METHODS
 
 from ..modeling.tiny import ask, build_config, build_model, build_processor, draw_image, encode, text_config

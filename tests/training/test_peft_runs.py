@@ -20,7 +20,8 @@ from pefomed_recipes.models.adapter_models import ProjectorPeftModel
 from pefomed_recipes.training import stages
 from pefomed_recipes.training.callbacks import AdaLoraCallback, LossCurveCallback
 from pefomed_recipes.training.collator import PackedRowCollator
-from pefomed_recipes.training.stages import load_base, pack_split
+from pefomed_recipes.training.run_data import pack_split
+from pefomed_recipes.training.stages import load_base
 
 from ..modeling.tiny import draw_image
 
