@@ -10,12 +10,13 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all lint clean check-environment
+.PHONY: help setup quickstart bench test test-all lint clean check-environment
 
 help:
 	@echo 'make quickstart   install into .venv, then phantoms -> stage 1 -> stage 2 -> predictions -> scores'
 	@echo 'make test         install, lint, all tests but slow and GPU ones (under 15 minutes on 2 cores)'
 	@echo 'make test-all     install, lint, every test; GPU tests where there is a GPU (under 60 minutes)'
+	@echo 'make bench        measure speed and memory beside the plain ways (under 25 minutes on 2 cores)'
 	@echo 'make lint         ruff, mypy and import-linter'
 	@echo 'make setup        install only'
 	@echo 'make clean        remove what builds and tools leave; keeps .venv and runs'
@@ -24,6 +25,7 @@ help:
 	@echo 'PIP_ARGS="..."               for every pip call, e.g. --index-url URL'
 	@echo 'TORCH_PIP_ARGS="..."         for the pip call that installs torch, e.g. the CPU index that pytorch.org names'
 	@echo 'QUICKSTART_ARGS="..."        for `pefomed quickstart`'
+	@echo 'BENCH_ARGS="..."             for `pefomed bench`, e.g. --full'
 	@echo 'PYTEST_ARGS="..."            for pytest'
 
 # ---------------------------------------------------------------------------------------------------- environment
@@ -91,6 +93,11 @@ check-environment: $(VENV)/.installed
 
 quickstart: check-environment
 	@$(VENV)/bin/pefomed quickstart $(QUICKSTART_ARGS)
+
+# Rewrites recipes/results/bench_*.json, and shows the table that README quotes.
+bench: check-environment
+	@HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(VENV)/bin/pefomed bench all $(BENCH_ARGS)
+	@$(PY) -m pefomed_recipes.benchmarks.speed_table
 
 test: lint
 	@$(PY) -m pytest -m 'not slow and not gpu' $(PYTEST_ARGS)

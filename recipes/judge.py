@@ -35,7 +35,7 @@ def judge(
     """Have a model judge predictions: gate, verdicts, WASM with intervals. The report goes to stdout, too."""
     with one_line_errors():
         from pefomed_recipes.chat_api import Endpoint
-        from pefomed_recipes.evaluation.judges import rubrics, running
+        from pefomed_recipes.evaluation.judges import judging, rubrics, running
         from pefomed_recipes.ledger import Ledger
 
         items = running.read_answers(predictions)
@@ -43,7 +43,7 @@ def judge(
         if local:
             from pefomed_recipes.inference.judge import LocalJudgeModel
 
-            who: running.Judge = running.local_judge(url, LocalJudgeModel(local), how)
+            who: judging.Judge = running.local_judge(url, LocalJudgeModel(local), how)
         else:
             key = os.environ.get(key_variable, "")
             there = Endpoint(url, model, key, concurrency, per_minute, input_price, output_price)

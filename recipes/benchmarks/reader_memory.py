@@ -65,17 +65,18 @@ def stream_all(form: str, root: Path) -> dict[str, Any]:
     """Stream every sample of a folder; return rows, CPU seconds, and this process's memory before and at its peak."""
     from ..data.datasets_index import stream_samples
 
-    before, started = _memory_mib("VmRSS"), time.process_time()
+    before, started = memory_mib("VmRSS"), time.process_time()
     count = sum(1 for _ in stream_samples(form, root, "train"))
     return {
         "rows": count,
         "cpu_seconds": round(time.process_time() - started, 1),
         "before_mib": before,
-        "peak_mib": _memory_mib("VmHWM"),
+        "peak_mib": memory_mib("VmHWM"),
     }
 
 
-def _memory_mib(name: str) -> float:
+def memory_mib(name: str) -> float:
+    """Return a line of this process's /proc status, such as VmRSS, in MiB."""
     # not getrusage: its peak includes the process that started this one
     status = Path("/proc/self/status").read_text(encoding="ascii")
     found = re.search(rf"{name}:\s*(\d+) kB", status)

@@ -202,7 +202,7 @@ def _load_picture(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
         is_deep_colour = any(";16" in str(tile.args) for tile in image.tile) and image.mode in ("LA", "RGB", "RGBA")
         image.load()
         # Pillow keeps the upper half of 16 bits, which is dark or nothing where 12 are used.
-        if is_deep_colour and max(high for _, high in image.getextrema()[: len(image.mode.rstrip("A"))]) < 128:
+        if is_deep_colour and np.asarray(image)[..., : len(image.mode.rstrip("A"))].max() < 128:
             raise ImageError(f"{name}: 16 bits a channel of which only the lower ones are used; export it with 8 bits")
         return _to_rgb(image, name)
 

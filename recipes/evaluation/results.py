@@ -219,9 +219,9 @@ def read_results(path: str | os.PathLike[str]) -> Results:
     stored["files"] = {role: FileRecord(**record) for role, record in stored["files"].items()}
     stored["historic"] = [
         HistoricProtocol(**{**protocol, "numbers": [HistoricNumber(**number) for number in protocol["numbers"]]})
-        for protocol in stored["historic"]
+        for protocol in stored.get("historic", [])
     ]
-    if stored["calibration"]:
+    if stored.get("calibration"):
         stored["calibration"] = _read_calibration(stored["calibration"])
     return Results(**stored)
 

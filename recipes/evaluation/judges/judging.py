@@ -46,9 +46,11 @@ class Outcome:
 
 
 class Judge(Protocol):
-    """Anything that scores answers by a rubric. `name` is how its verdicts call it."""
+    """Anything that scores answers by a rubric."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """How its verdicts call it."""
 
     def outcomes(self, asks: Sequence[Ask], rubric: Rubric) -> list[Outcome]:
         """Return one outcome for each ask, in their order."""
