@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..training.provenance import code_commit
 from .generation import measure_generation
 from .memory import cards, measure_cards, measure_loss, measure_step
 from .pipeline import GROWTH, measure_collating, measure_growth
@@ -92,10 +93,16 @@ def run(what: str, preset_name: str | None, json_path: Path | None, full: bool) 
         torch.set_num_threads(1)
     chosen = TABLE if what == "all" else ((what, preset_name or DEFAULT_PRESETS[what]),)
     results = []
+    commit = code_commit()  # before result files change the tree
     for name, preset_of in chosen:
         preset = find_preset(preset_of)
         rounds = 1 if preset.name == "tiny" else FULL_ROUNDS if full else ROUNDS
-        result = {"benchmark": name, "preset": asdict(preset), "dtype": str(base_dtype()).removeprefix("torch.")}
+        result = {
+            "benchmark": name,
+            "preset": asdict(preset),
+            "code_commit": commit,
+            "dtype": str(base_dtype()).removeprefix("torch."),
+        }
         result |= BENCHMARKS[name](preset, rounds, full)
         free()
         results.append(save(f"bench_{name}--{preset.name}", result, json_path, full_size=preset.name != "tiny"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..training.provenance import code_commit, environment, utc_now, write_json
+from ..training.provenance import environment, utc_now, write_json
 from .measuring import RESULTS
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def speedup(rows: Mapping[str, Mapping[str, Any]], plain: str, ours: str) -> flo
 
 
 def save(name: str, result: dict[str, Any], json_path: Path | None, *, full_size: bool) -> dict[str, Any]:
-    """Return the result with code, versions and time added, after writing it.
+    """Return the result with method, versions and time added, after writing it.
 
     Args:
         name: of the file in `results/`, which is written for full sizes only.
@@ -77,7 +77,6 @@ def save(name: str, result: dict[str, Any], json_path: Path | None, *, full_size
     result = {
         **result,
         "method": f"{how}; ways interleaved in one process, one warm-up, medians",
-        "code_commit": code_commit(),
         "environment": environment(),
         "finished": utc_now(),
     }

@@ -133,6 +133,13 @@ class RecipeArguments:
             "rows."
         },
     )
+    augmentation: Literal["none", "safe"] = field(
+        default="none",
+        metadata={
+            "help": "safe: training images are cut, turned and toned a little; left stays left. Boxes keep their "
+            "places: with the task refer, only tones change."
+        },
+    )
     row_tokens: int | None = field(
         default=None,
         metadata={
@@ -331,6 +338,10 @@ def parse_arguments(
         raise ConfigError(
             f"lr_scheduler_kwargs has {', '.join(schedule)}; with warmup_start_lr, it must have exactly "
             f"{', '.join(sorted(RELEASED_SCHEDULE))}"
+        )
+    if recipe.augmentation != "none" and recipe.feature_cache is not None:
+        raise ConfigError(
+            "augmentation changes images, and a feature cache holds unchanged ones: leave one of them out"
         )
     if recipe.early_stopping_patience is not None and str(config.eval_strategy) in ("no", "IntervalStrategy.NO"):
         raise ConfigError("early_stopping_patience needs validation during training: set eval_strategy to steps")

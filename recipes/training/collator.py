@@ -36,6 +36,7 @@ class PackedRowCollator:
             row of its own.
         normalize: `False` leaves the images as bytes, to be normalised on the device.
         features: gives the vision tower's outputs, so that images need not be loaded.
+        augment: changes an image of a training row, given what its random draws hang on.
 
     Returns (each call):
         `input_ids`, `attention_mask`, `segment_ids`, `position_ids`, `labels` of shape (rows, length), int64, with
@@ -52,11 +53,12 @@ class PackedRowCollator:
         row_tokens: int | None = None,
         normalize: bool = True,
         features: ImageFeatures | None = None,
+        augment: Callable[[Any, str], Any] | None = None,
     ):
         self.processor = processor
         self.load_image = load_image
         self.pad_to_multiple_of = pad_to_multiple_of
-        self.row_tokens, self.normalize, self.features = row_tokens, normalize, features
+        self.row_tokens, self.normalize, self.features, self.augment = row_tokens, normalize, features, augment
         tokenizer = processor.tokenizer
         self.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
@@ -76,15 +78,22 @@ class PackedRowCollator:
             for name, value in fill.items()
         }
         batch["attention_mask"] = (batch["segment_ids"] >= 0).long()
-        paths = [path for place in places for number in place for path in rows[number]["image_paths"]]
-        return batch | self._images(paths)
+        return batch | self._images([rows[number] for place in places for number in place])
 
-    def _images(self, paths: list[str]) -> dict[str, Any]:
+    def _images(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         if self.features is not None:
+            paths = [path for row in rows for path in row["image_paths"]]
             return {"mm_encoder_outputs": {"image": {"last_hidden_state": self.features.features(paths)}}}
         transform = self.processor.image_processor
-        pixels = transform.resize_to_bytes([self.load_image(path) for path in paths])
+        images = [self._load(row, number) for row in rows for number in range(len(row["image_paths"]))]
+        pixels = transform.resize_to_bytes(images)
         return {"pixel_values": transform.normalize_bytes(pixels) if self.normalize else pixels}
+
+    def _load(self, row: dict[str, Any], number: int) -> Any:
+        image = self.load_image(row["image_paths"][number])
+        if self.augment is None or not row["draw"]:
+            return image
+        return self.augment(image, f"{row['draw']}/{number}")
 
 
 def join_rows(rows: dict[int, dict[str, Any]]) -> dict[str, list[int]]:

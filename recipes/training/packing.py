@@ -122,7 +122,9 @@ class PackedRows(Dataset[dict[str, Any]]):
         longest: tuple[int, str],
         repeated: Mapping[int, int],
         seed: int,
+        training: bool,
     ) -> None:
+        self._training = training
         self._groups, self._encoded, self._sample_ids = groups, encoded, sample_ids
         self._repeated, self._seed, self.longest = repeated, seed, longest
         counts = [group.rows for group in groups]
@@ -163,7 +165,10 @@ class PackedRows(Dataset[dict[str, Any]]):
         random.Random(f"{self._seed}/{epoch}/{self._sample_ids[samples[0]]}").shuffle(samples)
         chosen = samples[self._part[number] :: group.rows]
         segments = [Segment(self._sample_ids[sample], *self._encoded[sample]) for sample in chosen]
+        # What random changes of the row's images are drawn by: of training rows only, anew each epoch.
+        draw = f"{self._seed}/{epoch}/{self._sample_ids[group.samples[0]]}/{self._part[number]}"
         return {
+            "draw": draw if self._training else "",
             "image_paths": group.image_paths,
             "sample_ids": [segment.sample_id for segment in segments],
             **pack_row(segments, self._repeated),
@@ -231,7 +236,7 @@ def pack_samples(
         rows = -(-len(own) // min(max_questions_per_image, _how_many_fit(own, max_length - prefix)))
         groups.append(ImageGroup(list(key[:-1]), source, numbers, rows))
         lengths.append(prefix + -(-sum(own) // rows))
-    return PackedRows(groups, lengths, encoded, sample_ids, longest, repeated, seed)
+    return PackedRows(groups, lengths, encoded, sample_ids, longest, repeated, seed, training)
 
 
 def _how_many_fit(tokens: list[int], limit: int) -> int:

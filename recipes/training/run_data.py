@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -87,6 +88,12 @@ def pack_sets(
         for name in sets
     }
     return rows.select(mix_rows(numbers, recipe.mixture, training=True, seed=config.seed)["row"])
+
+
+def mixture_counts(sets: dict[str, list[Sample]], rows: PackedRows) -> dict[str, dict[str, int]]:
+    """Return for each data set of a mixture its samples, and how many rows of it an epoch draws."""
+    drawn = Counter(rows.sources)
+    return {name: {"samples": len(samples), "rows_an_epoch": drawn[name]} for name, samples in sets.items()}
 
 
 def refuse_what_the_model_cannot_read(rows: PackedRows, model: PeftModel) -> None:

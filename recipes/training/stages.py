@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling_pefomed import PeFoMedForConditionalGeneration, PeFoMedProcessor
 
+from ..data.augmentation import augment
 from ..data.images import load_image
 from ..devices import default_dtype
 from ..errors import ConfigError, PeFoMedError
@@ -44,7 +46,14 @@ from .collator import PackedRowCollator
 from .embedded import quickstart_base, quickstart_phantoms
 from .packing import PackedRows
 from .provenance import code_commit, data_fingerprint, environment, utc_now, write_json
-from .run_data import check_images, open_features, pack_sets, read_split, refuse_what_the_model_cannot_read
+from .run_data import (
+    check_images,
+    mixture_counts,
+    open_features,
+    pack_sets,
+    read_split,
+    refuse_what_the_model_cannot_read,
+)
 from .run_folder import (
     RUN_RECORD,
     SETTINGS,
@@ -194,6 +203,7 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
             row_tokens=recipe.row_tokens,
             normalize=False,
             features=features,
+            augment=partial(augment, keep_places=recipe.task == "refer") if recipe.augmentation == "safe" else None,
         ),
         callbacks=callbacks,
         loss_reduction=recipe.loss_reduction,
@@ -226,7 +236,7 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         "data": {"train": data_fingerprint(train_samples), "validation": data_fingerprint(validation_samples)},
         "rows": {"train": len(train_rows), "validation": len(validation_rows)},
         "seen": dict(zip(SEEN, trainer.seen.counts.tolist(), strict=True)),
-        "sets": {name: len(samples) for name, samples in train_sets.items()} if recipe.mixture else None,
+        "sets": mixture_counts(train_sets, train_rows) if recipe.mixture else None,
         "template": processor.template,
         "code_commit": code_commit(),
         "environment": environment(),

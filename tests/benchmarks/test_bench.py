@@ -46,6 +46,7 @@ def test_one_command_measures_all_that_a_gpu_is_asked(trained: dict[str, Any]) -
     assert trained["generation"]["vqa_rad"]["ways"].keys() >= {"reference", "stock", "prefix once and cached"}
     assert trained["cards_measured"].keys() == trained["cards"]["computed"].keys()
     assert trained["environment"]["packages"]["torch"]
+    assert "code_commit" in trained
 
 
 def test_all_ways_are_compared_on_equal_losses_gradients_and_answers(trained: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from modeling_pefomed import PeFoMedImageProcessor, PeFoMedProcessor
+from pefomed_recipes.data.augmentation import augment
 from pefomed_recipes.errors import PeFoMedError
 from pefomed_recipes.records import Sample
 from pefomed_recipes.training.collator import PackedRowCollator, share_out
@@ -347,3 +348,22 @@ def test_features_stand_in_for_images(processor: PeFoMedProcessor) -> None:
     batch = PackedRowCollator(processor, refuse, 64, features=Features())(rows)
     assert "pixel_values" not in batch
     assert batch["mm_encoder_outputs"]["image"]["last_hidden_state"].flatten().tolist() == [2, 1]
+
+
+def test_training_images_change_anew_each_epoch_and_all_others_never(processor: PeFoMedProcessor) -> None:
+    samples = make_samples({"0.png": 2, "1.png": 2})
+    settings: dict[str, Any] = {"max_length": 512, "max_questions_per_image": 16, "seed": 0}
+    train, other = (
+        pack_samples(samples, processor, lambda sample: sample.instruction, **settings, training=training)
+        for training in (True, False)
+    )
+    plain, changing = (PackedRowCollator(processor, open_image, 32, augment=how) for how in (None, augment))
+
+    def pixels(collate: PackedRowCollator, rows: list[dict[str, Any]]) -> torch.Tensor:
+        return collate(rows)["pixel_values"]
+
+    unchanged = pixels(plain, [other[0], other[1]])
+    assert torch.equal(pixels(changing, [other[0], other[1]]), unchanged)
+    first, again, next_epoch = (pixels(changing, [train[epoch, 0], train[epoch, 1]]) for epoch in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, unchanged) and not torch.equal(first, next_epoch)

@@ -330,6 +330,9 @@ def test_a_mixture_is_trained_with_the_rows_of_all_its_sets(run: Run, tiny_data:
     assert record["rows"]["validation"] == 6
     assert record["rows"]["train"] > 16
     assert record["settings"]["mixture"] == {"one": 3, "two": 1}
+    assert {name: count["samples"] for name, count in record["sets"].items()} == {"one": 8, "two": 8}
+    drawn = [count["rows_an_epoch"] for count in record["sets"].values()]
+    assert sum(drawn) == record["rows"]["train"] and drawn[0] > drawn[1]
 
 
 def test_a_run_follows_the_released_codes_schedule(run: Run, tmp_path: Path, log_of: Log) -> None:
