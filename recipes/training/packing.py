@@ -28,6 +28,7 @@ from ..errors import PeFoMedError
 from ..records import Sample
 
 IGNORED = -100
+EPOCH_STRIDE = 1_000_003  # between the seeds of epochs: those of runs with other seeds lie between
 REMEMBERED_PROMPTS = 4096  # requests of captions and reports are few, and questions repeat
 
 
@@ -92,12 +93,17 @@ class EncodedSamples:
 
 @dataclass
 class ImageGroup:
-    """The samples about one image or set of images, by their numbers, and in how many rows they stand."""
+    """The samples about one image or set of images, by their numbers, and how many of them a row holds at most."""
 
     image_paths: list[str]
     source: str
     samples: list[int]
-    rows: int
+    per_row: int
+
+    @property
+    def counts(self) -> list[int]:
+        """The samples of each row: all are full but the last."""
+        return [min(self.per_row, len(self.samples) - at) for at in range(0, len(self.samples), self.per_row)]
 
 
 class PackedRows(Dataset[dict[str, Any]]):
@@ -108,7 +114,7 @@ class PackedRows(Dataset[dict[str, Any]]):
     so that a continued run sees what an uninterrupted one sees; `rows[number]` is of epoch 0.
 
     Attributes:
-        lengths: tokens of each row, int32; of an image with several rows, their mean.
+        lengths: tokens of each row, int32; of an image with several rows, those of as many mean questions.
         images: which image (or image set) each row is about, int32.
         longest: tokens and id of the longest sample.
     """
@@ -116,7 +122,7 @@ class PackedRows(Dataset[dict[str, Any]]):
     def __init__(
         self,
         groups: list[ImageGroup],
-        group_lengths: list[int],
+        lengths: list[int],
         encoded: EncodedSamples,
         sample_ids: list[str],
         longest: tuple[int, str],
@@ -127,10 +133,10 @@ class PackedRows(Dataset[dict[str, Any]]):
         self._training = training
         self._groups, self._encoded, self._sample_ids = groups, encoded, sample_ids
         self._repeated, self._seed, self.longest = repeated, seed, longest
-        counts = [group.rows for group in groups]
+        counts = [len(group.counts) for group in groups]
         self._group = np.repeat(np.arange(len(groups), dtype=np.int32), counts)
         self._part = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
-        self.lengths = np.repeat(np.array(group_lengths, dtype=np.int32), counts)
+        self.lengths = np.array(lengths, dtype=np.int32)
         numbers: dict[tuple[str, ...], int] = {}
         image_of = [numbers.setdefault(tuple(group.image_paths), len(numbers)) for group in groups]
         self.images = np.repeat(np.array(image_of, dtype=np.int32), counts)
@@ -162,8 +168,9 @@ class PackedRows(Dataset[dict[str, Any]]):
         group = self._groups[self._group[number]]
         samples = list(group.samples)
         # By the sample's id, not by a path: the same data in another folder trains the same adapter.
-        random.Random(f"{self._seed}/{epoch}/{self._sample_ids[samples[0]]}").shuffle(samples)
-        chosen = samples[self._part[number] :: group.rows]
+        random.Random(f"{self._seed + EPOCH_STRIDE * epoch}/{self._sample_ids[samples[0]]}").shuffle(samples)
+        first = self._part[number] * group.per_row
+        chosen = samples[first : first + group.per_row]
         segments = [Segment(self._sample_ids[sample], *self._encoded[sample]) for sample in chosen]
         # What random changes of the row's images are drawn by: of training rows only, anew each epoch.
         draw = f"{self._seed}/{epoch}/{self._sample_ids[group.samples[0]]}/{self._part[number]}"
@@ -185,8 +192,8 @@ def pack_samples(
     seed: int,
     training: bool = False,
 ) -> PackedRows:
-    """Return packed rows, one image (or image set) each; an image's questions are spread evenly over several rows when
-    they are more than `max_questions_per_image`, or might be longer than `max_length` tokens. Each sample is tokenised
+    """Return packed rows, one image (or image set) each; an image's questions are spread over several rows when they
+    are more than `max_questions_per_image`, or might be longer than `max_length` tokens. Each sample is tokenised
     once, with one token for an image.
 
     Args:
@@ -233,9 +240,9 @@ def pack_samples(
         shared = shared_prefix_length([prompt for prompt, _ in texts])
         prefix = len(_repeat(texts[0][0][:shared], repeated))
         own = [len(prompt) - shared + len(answer) for prompt, answer in texts]
-        rows = -(-len(own) // min(max_questions_per_image, _how_many_fit(own, max_length - prefix)))
-        groups.append(ImageGroup(list(key[:-1]), source, numbers, rows))
-        lengths.append(prefix + -(-sum(own) // rows))
+        per_row = min(max_questions_per_image, _how_many_fit(own, max_length - prefix))
+        groups.append(ImageGroup(list(key[:-1]), source, numbers, per_row))
+        lengths += [prefix + -(-sum(own) * count // len(own)) for count in groups[-1].counts]
     return PackedRows(groups, lengths, encoded, sample_ids, longest, repeated, seed, training)
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
 
-from .packing import PackedRows
+from .packing import EPOCH_STRIDE, PackedRows
 
 WINDOW_ROWS = 64  # rows among which those of like length are put together
 
@@ -35,7 +36,10 @@ def order_rows(
     """
     generator = np.random.default_rng((seed, epoch))
     steps = -(-len(lengths) // rows_per_step)
-    order: np.ndarray = np.resize(generator.permutation(len(lengths)), steps * rows_per_step)
+    # In the first epoch, the draw that accelerate's own sampler makes of this seed.
+    draws = torch.Generator().manual_seed(seed + EPOCH_STRIDE * epoch)
+    drawn = torch.randperm(len(lengths), generator=draws).numpy()
+    order: np.ndarray = np.resize(drawn, steps * rows_per_step)
     if by_length:
         size = max(1, WINDOW_ROWS // rows_per_step) * rows_per_step
         windows = [order[start : start + size] for start in range(0, len(order), size)]
