@@ -45,6 +45,7 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 120.0
 CHARACTERS_PER_TOKEN = 4  # of English text; only for the estimate before the first reply
 TOKENS_PER_IMAGE = 1000  # likewise: endpoints count images very differently
 CALLS_BEFORE_PROJECTION = 20
+FAILURES_BEFORE_GIVING_UP = 8  # requests in a row, each tried as often as it may be, before any has succeeded
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,10 @@ class _Run:
                 reason, wait = self._judge_failure(error)
             if wait is None or attempt == self.endpoint.attempts:
                 self.failures[key] = reason
+                if not self.replies and len(self.failures) >= FAILURES_BEFORE_GIVING_UP:
+                    raise PeFoMedError(
+                        f"{self.endpoint.url} answered none of {len(self.failures)} requests; the last time: {reason}"
+                    )
                 return None
             backoff = FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * self.random.uniform(0.5, 1.5)
             await asyncio.sleep(min(wait or backoff, LONGEST_WAIT_SECONDS))
@@ -254,9 +259,7 @@ class _Run:
         Raises:
             PeFoMedError: it would.
         """
-        tokens_in = request.input_tokens() if reply.input_tokens is None else reply.input_tokens
-        tokens_out = request.max_tokens if reply.output_tokens is None else reply.output_tokens
-        self.spent += _cost(self.endpoint, tokens_in, tokens_out)
+        self.spent += cost_of(self.endpoint, request, reply)
         self.replies += 1
         projected = self.spent / self.replies * len(self.pending)
         if self.max_cost is None:
@@ -267,6 +270,13 @@ class _Run:
                 f"{len(self.pending):,} would cost about {projected:,.2f}, and at most {self.max_cost:,.2f} may be "
                 "spent"
             )
+
+
+def cost_of(endpoint: Endpoint, request: ChatRequest, reply: Reply) -> float:
+    """Return what a reply cost at the endpoint's prices, by the tokens that it reported, else by estimates."""
+    tokens_in = request.input_tokens() if reply.input_tokens is None else reply.input_tokens
+    tokens_out = request.max_tokens if reply.output_tokens is None else reply.output_tokens
+    return _cost(endpoint, tokens_in, tokens_out)
 
 
 def is_in_house(url: str) -> bool:
@@ -305,6 +315,7 @@ async def _client(endpoint: Endpoint) -> AsyncIterator[Any]:
             raise PeFoMedError(f"{endpoint.url} points elsewhere ({response.status_code}), which is not followed")
 
     async with httpx2.AsyncClient(
+        trust_env=not is_in_house(endpoint.url),  # a proxy would carry what must stay in the house out of it
         timeout=endpoint.timeout_seconds,
         limits=httpx2.Limits(max_connections=endpoint.concurrency),
         event_hooks={"response": [refuse_redirects]},

@@ -18,6 +18,8 @@ from .errors import PeFoMedError, did_you_mean
 from .staging import whole_file
 
 TASKS = ("caption", "vqa", "report", "refer")
+# Data sets whose use agreements forbid passing anything on, whether or not a record's own mark says so.
+CREDENTIALED_SOURCES = ("mimic_cxr", "ms_cxr", "mimic_diff_vqa")
 
 # What each score of a rubric means, from 0 up: the scale of a rubric is 0 to `len(levels) - 1`.
 # Source: the scales of the first two are the paper's (0/1 for questions, 0..4 for reports), in our own words.
@@ -151,6 +153,7 @@ class Verdict:
     `score` is an integer on the scale of `rubric`, or null where the reply could not be read; `reason` then says why,
     and else is the judge's own. `judge` names the judge as it was asked for, `judge_reported` as the endpoint did.
     `run` is the time at which the judging run began, in ISO 8601 UTC: two runs over the same items show drift.
+    `trusted` says whether the judge passed the gate in that run, null where that is not known.
     """
 
     item_id: str
@@ -165,9 +168,15 @@ class Verdict:
     reason: str = ""
     reply: str = ""
     judge_reported: str = ""
+    trusted: bool | None = None
 
 
 Record = TypeVar("Record", Sample, Prediction, Rating, Verdict)
+
+
+def is_credentialed(record: Sample | Prediction) -> bool:
+    """Whether a record's texts and images must stay in the house: by its own mark, or by the data set it names."""
+    return record.credentialed or record.source.strip().lower().replace("-", "_") in CREDENTIALED_SOURCES
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:

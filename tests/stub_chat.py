@@ -57,16 +57,13 @@ class _Handler(BaseHTTPRequestHandler):
             attempt = self.server.attempts[key]
             self.server.bodies.append(body)
             self.server.headers.append(dict(self.headers.items()))
-        fault = self.server.fault(body, attempt).split()
-        waited_for = not fault or fault[0] != "slow"  # by then, the client may have given up and asked on
-        with self.server.lock:
-            self.server.at_once += waited_for
+            self.server.at_once += 1
             self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
         try:
-            self._reply(key, body, fault)
+            self._reply(key, body, self.server.fault(body, attempt).split())
         finally:
             with self.server.lock:
-                self.server.at_once -= waited_for
+                self.server.at_once -= 1
 
     def _reply(self, key: str, body: dict[str, Any], fault: list[str]) -> None:
         kind = fault[0] if fault else ""

@@ -47,7 +47,6 @@ def test_thirty_two_at_once_against_every_fault_lose_and_double_nothing(tmp_path
     with stub_chat(said, fault) as server:
         there = endpoint(server, concurrency=32)
         assert ask_all(asked, there, Ledger(tmp_path / "ledger.jsonl")) == {}
-        assert 16 < server.most_at_once <= 32
         served = len(server.bodies)
         ledger = Ledger(tmp_path / "ledger.jsonl")
         assert ask_all(asked, there, ledger) == {}
@@ -57,6 +56,28 @@ def test_thirty_two_at_once_against_every_fault_lose_and_double_nothing(tmp_path
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 300
     assert {reply.attempts for reply in replies} == {1, 2, 3}
     assert {(reply.model, reply.input_tokens, reply.output_tokens) for reply in replies} == {("judge-2026-11", 50, 5)}
+
+
+def test_as_many_are_asked_at_once_as_may_be(tmp_path: Path) -> None:
+    with stub_chat(said, lambda body, attempt: "slow 0.3") as server:
+        there = endpoint(server, concurrency=4, timeout_seconds=30.0)
+        assert ask_all(requests(8), there, Ledger(tmp_path / "ledger.jsonl")) == {}
+        assert server.most_at_once == 4
+
+
+def test_an_endpoint_that_answers_nothing_is_given_up(tmp_path: Path) -> None:
+    with stub_chat(said, lambda body, attempt: "400") as server:
+        with pytest.raises(PeFoMedError, match="answered none of 8 requests; the last time: status 400"):
+            ask_all(requests(100), endpoint(server), Ledger(tmp_path / "ledger.jsonl"))
+        assert len(server.bodies) < 20
+
+
+def test_no_proxy_carries_what_stays_in_the_house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stub_chat(said) as proxy, stub_chat(said) as server:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url.removesuffix("/v1"))
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        assert ask_all(requests(2), endpoint(server), Ledger(tmp_path / "ledger.jsonl")) == {}
+        assert len(server.bodies) == 2 and not proxy.bodies
 
 
 def test_what_never_passes_is_named_and_is_asked_again_by_the_next_run(tmp_path: Path) -> None:

@@ -159,8 +159,12 @@ def load_control(
     path = Path(path)
     items = load_predictions(path, problems)
     made_as = items[0].control if items else ""
-    if made_as and made_as != name:
+    if items and made_as != name:
         problems.add(path, f"its predictions were made under the control {made_as!r}, not {name!r}")
+    asked = {(item.model, item.adapter) for item in predictions}
+    others = {(item.model, item.adapter) for item in items} - asked
+    if asked and others:
+        problems.add(path, "its predictions are of another model or adapter; a control is of the same one")
     note_differing_items(path, items, predictions, problems, "the predictions")
     control = {item.id: item for item in items}
     return [control[item.id] for item in predictions if item.id in control]

@@ -65,7 +65,10 @@ def _verdict(row: Mapping[str, Any]) -> Verdict:
     score_of(row["score"], row["rubric"], problems)
     if problems:
         raise ValueError(problems[0])
-    return Verdict(**row)
+    verdict = Verdict(**row)
+    if verdict.trusted is False:  # so that no table shows its scores without saying so
+        verdict.judge += " (not trustworthy)"
+    return verdict
 
 
 def read_scores(

@@ -26,7 +26,7 @@ from ..data.images import burned_in_risk, load_image
 from ..data.instructions import VqaInstruction, render_instruction
 from ..errors import ConfigError, PeFoMedError
 from ..ledger import Ledger, Reply, fingerprint
-from ..records import Prediction, Sample, read_records, write_records
+from ..records import Prediction, Sample, is_credentialed, read_records, write_records
 from .controls import BLANK, MIRRORED, SHUFFLED, check_control, images_of_others, mirrored
 
 logger = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ def _refuse_to_send(samples: Sequence[Sample], url: str) -> None:
         PeFoMedError: samples are credentialed, or their images may show a patient's name.
     """
     way_out = "ask a model on this machine or in your own network"
-    bound = [sample for sample in samples if sample.credentialed]
+    bound = [sample for sample in samples if is_credentialed(sample)]
     if bound:
         raise PeFoMedError(
             f"{len(bound):,} of {len(samples):,} samples come from credentialed data ({bound[0].source}), whose use "

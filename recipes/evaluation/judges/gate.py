@@ -128,13 +128,13 @@ def _drop(scores: Scores, name: str) -> GateCheck:
 
 
 def _shift(scores: Scores, name: str, limit: float) -> GateCheck:
-    """The mean by which a harmless change moves scores, either way."""
+    """The mean distance by which a harmless change moves an answer's score: moves up and down do not cancel."""
     before = scores.get("identity" if name == "padded" else "plain", {})
     shifts = _differences(scores.get(name, {}), before)
     if len(shifts) < MIN_ITEMS:
         return GateCheck(name, "does not move", len(shifts), None, limit, None)
-    value = float(shifts.mean())
-    return GateCheck(name, "does not move", len(shifts), value, limit, abs(value) <= limit)
+    value = float(np.abs(shifts).mean())
+    return GateCheck(name, "does not move", len(shifts), value, limit, value <= limit)
 
 
 def _differences(first: Mapping[str, int], second: Mapping[str, int]) -> np.ndarray:

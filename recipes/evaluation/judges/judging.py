@@ -6,16 +6,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from ...chat_api import ChatRequest, Endpoint, Estimate, ask_all, estimate
+from ...chat_api import ChatRequest, Endpoint, Estimate, ask_all, cost_of, estimate
 from ...errors import PeFoMedError
 from ...ledger import Ledger
-from ...records import Prediction, Verdict
+from ...records import Prediction, Verdict, is_credentialed
 from ..coefficients import cohen_kappa
 from .replies import read_score
 from .rubrics import Answer, Rubric, messages, middle
@@ -67,6 +67,7 @@ class ChatJudge:
     ledger: Ledger
     max_cost: float | None = None
     temperature: float = 0.0
+    spent: list[float] = field(default_factory=list)  # shared with the judge that [`afresh`] returns
 
     @property
     def name(self) -> str:
@@ -94,7 +95,11 @@ class ChatJudge:
     def outcomes(self, asks: Sequence[Ask], rubric: Rubric) -> list[Outcome]:
         """Ask what the ledger has no reply to, and read all replies strictly."""
         requests = [self.request(ask, rubric) for ask in asks]
-        failures = ask_all(requests, self.endpoint, self.ledger, max_cost=self.max_cost)
+        new = {request.key(self.endpoint.model): request for request in requests}
+        new = {key: request for key, request in new.items() if key not in self.ledger}
+        left = None if self.max_cost is None else max(self.max_cost - sum(self.spent), 0.0)
+        failures = ask_all(requests, self.endpoint, self.ledger, max_cost=left)
+        self.spent += [cost_of(self.endpoint, new[key], self.ledger[key]) for key in new if key not in failures]
         found = []
         for request in requests:
             key = request.key(self.endpoint.model)
@@ -180,7 +185,7 @@ def refuse_credentialed(predictions: Sequence[Prediction], where: str) -> None:
     Raises:
         PeFoMedError: some predictions are credentialed.
     """
-    bound = [p for p in predictions if p.credentialed]
+    bound = [p for p in predictions if is_credentialed(p)]
     if bound:
         raise PeFoMedError(
             f"{len(bound)} of {len(predictions)} items come from credentialed data ({bound[0].source}), whose use "

@@ -138,9 +138,12 @@ def run_judge(
         dry_run: only say on stderr what it would cost, and return nothing.
 
     Raises:
+        ConfigError: `out` does not end in `.jsonl`.
         PeFoMedError: it would cost more than the judge may spend.
     """
     out = Path(out)
+    if out.suffix != ".jsonl":
+        raise ConfigError(f"--out: found {out}, expected a name that ends in .jsonl; the report goes beside it")
     run = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     answers = answers_of(predictions)
     if isinstance(judge, ChatJudge):
@@ -153,6 +156,8 @@ def run_judge(
     gate = pass_gate(judge, rubric, answers, items=gate_items)
     drift = watch(judge, rubric, predictions[0].task, run, out.with_name(f"{out.stem}.drift.jsonl"))
     verdicts, judgement = judge_answers(judge, rubric, answers, samples=samples, run=run)
+    for verdict in verdicts:
+        verdict.trusted = gate.passed
     report = JudgeReport(
         judge=judge.name,
         run=run,

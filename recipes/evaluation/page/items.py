@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import PeFoMedError
-from ...records import Prediction, read_jsonl
+from ...records import Prediction, is_credentialed, read_jsonl
 from ..accuracy import score_answer
 from ..calibration import tempered, with_p_yes
 from ..item_metrics import item_metrics
@@ -74,7 +74,7 @@ def choose_items(
     for item in (*found.worst, *found.disputed):
         prediction = by_id[item.id]
         item.about = ", ".join(filter(None, (*prediction.question_types, prediction.organ, prediction.modality)))
-        if prediction.credentialed:
+        if is_credentialed(prediction):
             hidden.add(item.id)
             continue
         if show_text:
