@@ -86,8 +86,8 @@ class Check:
     """How the folder was loaded in a process without this package, and its logits compared with the original's.
 
     `largest_difference` and `rounding_difference` are shares of the largest logit. The first is between the folder and
-    what it should be, and at most `tolerance`; the second between the folder and the adapter before its numbers were
-    rounded to `dtype` or into the base, 0 where they were not.
+    what it should be, and at most `tolerance`; the second between the folder and the adapter as it was trained, before
+    its numbers were rounded to `dtype` or to the base's format, 0 where they were not.
     """
 
     prompts: int
