@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pefomed_recipes.benchmarks.speed_table import speed_table
 from pefomed_recipes.predict import predict
 from pefomed_recipes.predict_api import predict_api
 
@@ -118,3 +119,21 @@ def test_readme_uses_only_options_and_configs_that_exist(repo: Path, readme: str
     commands = re.findall(r"^pefomed predict .*$", readme, flags=re.MULTILINE)
     assert len(commands) >= 2
     assert {option for command in commands for option in re.findall(r"--[a-z-]+", command)} <= known
+
+
+def test_the_speed_table_is_that_of_the_result_files(readme: str) -> None:
+    begin, end = (
+        "<!-- speed table: python -m pefomed_recipes.benchmarks.speed_table -->",
+        "<!-- end of the speed table -->",
+    )
+    assert readme.partition(begin)[2].partition(end)[0].strip() == speed_table().strip()
+
+
+def test_the_quoted_run_with_another_draw_is_that_of_its_result_files(repo: Path, readme: str) -> None:
+    rows = result_file(repo, "quickstart_redrawn--test.json")["rows"]
+    score = {(row["slice"], row["value"], row["answer_type"]): percent(row["score"]["value"]) for row in rows}
+    seconds = result_file(repo, "quickstart_redrawn--cost.json")["seconds"]
+    assert (
+        f"answered {score['overall', '', '']} % of all questions, {score['laterality', 'left or right', 'closed']} % of "
+        f"left or right and {score['question_type', 'PLANE', 'open']} % of PLANE, open, in {seconds:.0f} s"
+    ) in " ".join(readme.split())
