@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from pefomed_recipes import endpoint_options as options
 from pefomed_recipes.errors import one_line_errors
 
 
@@ -23,14 +24,14 @@ def judge(
     samples: Annotated[int, typer.Option(min=1, help="Verdicts on each answer.")] = 3,
     temperature: Annotated[float, typer.Option(min=0, help="Of the endpoint's sampling.")] = 0.0,
     gate_items: Annotated[int, typer.Option(min=10, help="Items whose references make the gate's answers.")] = 40,
-    ledger: Annotated[Path | None, typer.Option(help="Where replies are kept; by default beside --out.")] = None,
-    key_variable: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY",
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
-    per_minute: Annotated[float | None, typer.Option(min=0.1, help="Requests a minute, at most.")] = None,
-    input_price: Annotated[float, typer.Option(min=0, help="For a million tokens in.")] = 0.0,
-    output_price: Annotated[float, typer.Option(min=0, help="For a million tokens out.")] = 0.0,
-    max_cost: Annotated[float | None, typer.Option(min=0, help="Refuse to spend more.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
+    ledger: options.LedgerFile = None,
+    key_variable: options.KeyVariable = options.KEY_VARIABLE,
+    concurrency: options.Concurrency = 8,
+    per_minute: options.PerMinute = None,
+    input_price: options.InputPrice = 0.0,
+    output_price: options.OutputPrice = 0.0,
+    max_cost: options.MaxCost = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Have a model judge predictions: gate, verdicts, WASM with intervals. The report goes to stdout, too."""
     with one_line_errors():

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import PeFoMedError
 from .records import append_records
@@ -40,10 +40,39 @@ class Reply:
     replied_at: str = ""
 
 
+Record = TypeVar("Record")
+
+
 def fingerprint(request: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a request's canonical JSON: equal content, equal fingerprint, whatever the keys' order."""
     text = json.dumps(request, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_appended(path: Path, record_type: type[Record], what: str) -> list[Record]:
+    """Return the records that [`append_records`] wrote to a file, none where there is no file.
+
+    The last line is left out where a kill has torn it. Keys that the type does not have are passed over.
+
+    Args:
+        what: what a line should be, for the error.
+
+    Raises:
+        PeFoMedError: another line is not such a record.
+    """
+    names = {f.name for f in fields(record_type)}  # type: ignore[arg-type]
+    content = path.read_bytes() if path.is_file() else b""
+    lines = content.splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            records.append(record_type(**{name: value for name, value in row.items() if name in names}))
+        except (ValueError, TypeError, AttributeError):
+            if number == len(lines) and not content.endswith(b"\n"):
+                break
+            raise PeFoMedError(f"{path}, line {number}: found no {what}") from None
+    return records
 
 
 class Ledger:
@@ -58,19 +87,7 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.replies: dict[str, Reply] = {}
-        names = {f.name for f in fields(Reply)}
-        content = self.path.read_bytes() if self.path.is_file() else b""
-        lines = content.splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                reply = Reply(**{name: value for name, value in row.items() if name in names})
-            except (ValueError, TypeError, AttributeError):
-                if number == len(lines) and not content.endswith(b"\n"):
-                    break
-                raise PeFoMedError(
-                    f"{self.path}, line {number}: found no reply of a model; this is no ledger, or it was edited"
-                ) from None
+        for reply in read_appended(self.path, Reply, "reply of a model; this is no ledger, or it was edited"):
             self.replies.setdefault(reply.key, reply)
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from pefomed_recipes import endpoint_options as options
 from pefomed_recipes.errors import one_line_errors
 
 
@@ -28,14 +29,14 @@ def predict_api(
     ] = "short_answer",
     limit: Annotated[int | None, typer.Option(help="Only the first samples.")] = None,
     longest_side: Annotated[int, typer.Option(min=32, help="Larger pictures are scaled down to it (px).")] = 1024,
-    ledger: Annotated[Path | None, typer.Option(help="Where replies are kept; by default beside --out.")] = None,
-    key_variable: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY",
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
-    per_minute: Annotated[float | None, typer.Option(min=0.1, help="Requests a minute, at most.")] = None,
-    input_price: Annotated[float, typer.Option(min=0, help="For a million tokens in.")] = 0.0,
-    output_price: Annotated[float, typer.Option(min=0, help="For a million tokens out.")] = 0.0,
-    max_cost: Annotated[float | None, typer.Option(min=0, help="Refuse to spend more.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
+    ledger: options.LedgerFile = None,
+    key_variable: options.KeyVariable = options.KEY_VARIABLE,
+    concurrency: options.Concurrency = 8,
+    per_minute: options.PerMinute = None,
+    input_price: options.InputPrice = 0.0,
+    output_price: options.OutputPrice = 0.0,
+    max_cost: options.MaxCost = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Answer every sample of a split with a vision model behind an endpoint; replies are kept and paid for once."""
     with one_line_errors():

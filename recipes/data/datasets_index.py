@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import ConfigError, did_you_mean
-from ..records import TASKS, Sample
+from ..records import TASKS, Sample, is_credentialed
 from .clef_caption import SOURCE as CLEF_CAPTION
 from .csv_form import SOURCE as CSV
 from .grouping import connected, group_keys
@@ -230,7 +230,7 @@ def stream_samples(
                 split=sample.split or split,
                 source=sample.source or source.slug,
                 licence=sample.licence or source.licence,
-                credentialed=sample.credentialed or source.credentialed,
+                credentialed=source.credentialed or is_credentialed(sample),
             )
     if not found:
         raise DatasetError(f"{data_root}: found no sample of the {split} split that can be used; expected some")

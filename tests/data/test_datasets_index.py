@@ -105,3 +105,9 @@ def test_ids_that_come_twice_are_refused_whichever_reader_let_them_through(tmp_p
     samples = [Sample(name, "caption", [], "", ["CT."]) for name in ("a", "b", "a")]
     with pytest.raises(DatasetError, match="sample 3: the id of sample 1 again"):
         present(iter(samples), tmp_path, "skip")
+
+
+def test_rows_of_a_credentialed_set_stay_credentialed_without_their_mark(tmp_path: Path) -> None:
+    rows = [{**QUESTION, "source": source} for source in ("mimic_cxr", "MIMIC-CXR", "other")]
+    samples = load_samples("jsonl", write_set(tmp_path, {"train": rows, "validation": [QUESTION]}), "train")
+    assert [sample.credentialed for sample in samples] == [True, True, False]

@@ -16,7 +16,7 @@ from pefomed_recipes import chat_api
 from pefomed_recipes.chat_api import Endpoint
 from pefomed_recipes.errors import ConfigError, PeFoMedError
 from pefomed_recipes.evaluation.judges.corruptions import PADDING, negated, other_side, shuffled, token_f1
-from pefomed_recipes.evaluation.judges.drift import SentinelRun, compare, sentinels
+from pefomed_recipes.evaluation.judges.drift import SentinelRun, compare, sentinels, watch
 from pefomed_recipes.evaluation.judges.gate import area_under_curve, pass_gate
 from pefomed_recipes.evaluation.judges.judging import Ask, LocalJudge, Outcome, answers_of, summarize
 from pefomed_recipes.evaluation.judges.replies import read_score
@@ -387,6 +387,17 @@ def test_a_judge_that_changes_behind_its_name_is_noticed(tmp_path: Path) -> None
         server.answer = always('{"score": 4}')
         report = run_judge(judge_at(server, tmp_path), REPORT_RUBRIC, predictions(), tmp_path / "v.jsonl", samples=1)
     assert report is not None and report.trustworthy and "the judge has drifted" in report.warnings[0]
+
+
+def test_a_torn_line_of_the_history_is_left_out_and_another_file_is_refused(tmp_path: Path) -> None:
+    history = tmp_path / "v.drift.jsonl"
+    judge = LocalJudge(Deciding())
+    watch(judge, REPORT_RUBRIC, "report", "1", history)
+    history.write_bytes(history.read_bytes() + b'{"run": "2", "jud')
+    assert len(watch(judge, REPORT_RUBRIC, "report", "3", history).runs) == 2
+    history.write_text('{"run": "1"}\n', encoding="utf-8")
+    with pytest.raises(PeFoMedError, match=r"v.drift.jsonl, line 1: found no run of the sentinels"):
+        watch(judge, REPORT_RUBRIC, "report", "4", history)
 
 
 def test_sentinels_cover_every_level() -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from ...ledger import fingerprint
-from ...records import append_records, read_jsonl
+from ...ledger import fingerprint, read_appended
+from ...records import append_records
 from .judging import Ask, Judge
 from .rubrics import Answer, Rubric
 
@@ -65,8 +65,13 @@ def sentinels(task: str) -> tuple[list[Answer], list[int]]:
 
 
 def watch(judge: Judge, rubric: Rubric, task: str, run: str, history: str | os.PathLike[str]) -> Drift:
-    """Judge the sentinels anew, add the scores to `history` (JSON lines), and compare with the runs that it holds."""
+    """Judge the sentinels anew, add the scores to `history` (JSON lines), and compare with the runs that it holds.
+
+    Raises:
+        PeFoMedError: `history` holds something else; nothing is asked then.
+    """
     history = Path(history)
+    rows = read_appended(history, SentinelRun, "run of the sentinels; name another --out, or move this file away")
     answers, _ = sentinels(task)
     fresh = judge.afresh(history.with_name(f"{history.stem}-{run.replace(':', '')}.ledger.jsonl"))
     outcomes = fresh.outcomes([Ask(answer) for answer in answers], rubric)
@@ -81,7 +86,6 @@ def watch(judge: Judge, rubric: Rubric, task: str, run: str, history: str | os.P
         scores=scores,
         mean=sum(known) / len(known) if known else None,
     )
-    rows = [SentinelRun(**row) for _, row in read_jsonl(history)] if history.is_file() else []
     same = ("judge", "rubric_sha256", "sentinels_sha256")
     earlier = [row for row in rows if all(getattr(row, name) == getattr(newest, name) for name in same)]
     append_records(history, [newest])
