@@ -128,15 +128,3 @@ def test_the_speed_table_is_that_of_the_result_files(readme: str) -> None:
         "<!-- end of the speed table -->",
     )
     assert readme.partition(begin)[2].partition(end)[0].strip() == speed_table().strip()
-
-
-def test_the_quoted_run_with_another_draw_is_that_of_its_result_files(repo: Path, readme: str) -> None:
-    rows = [row for row in result_file(repo, "quickstart_redrawn--test.json")["rows"] if row["metric"] == "accuracy"]
-    score = {(row["value"], row["answer_type"]): row["score"]["value"] for row in rows}
-    shares = [percent(score[key]) for key in (("", ""), ("left or right", "closed"), ("PLANE", "open"))]
-    seconds = result_file(repo, "quickstart_redrawn--cost.json")["seconds"]
-    said = " ".join(readme.split())
-    assert (
-        f"answered {shares[0]} % of all questions, {shares[1]} % of left or right and {shares[2]} % of PLANE" in said
-    )
-    assert f"in {seconds:.0f} s (`quickstart_redrawn--*.json`)" in said
