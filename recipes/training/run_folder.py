@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, PeFoMedError
-from .callbacks import is_complete, last_complete_checkpoint
+from .callbacks import is_complete, keep_curve_until, last_complete_checkpoint
+from .provenance import write_json
 
 RUN_RECORD, SETTINGS = "run.json", "settings.json"
 # What changes neither rows nor weights: how a run is shown, continued and fed.
@@ -20,6 +21,16 @@ def remove_checkpoints(output: Path) -> None:
     """Remove the Trainer's checkpoints from a run's folder."""
     for folder in output.glob("checkpoint-*"):
         shutil.rmtree(folder)
+
+
+def prepare_folder(output: Path, checkpoint: Path | None, settings: dict[str, Any]) -> None:
+    """Make a run's folder ready for a run from the start, or for one that goes on from a checkpoint."""
+    if checkpoint is not None:
+        keep_curve_until(output / "loss.jsonl", int(checkpoint.name.rpartition("-")[2]))
+        return
+    (output / "loss.jsonl").unlink(missing_ok=True)
+    remove_checkpoints(output)  # of another run, never to be continued from
+    write_json(output / SETTINGS, settings)
 
 
 def finished_record(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -40,7 +40,6 @@ from .callbacks import (
     FrozenWeightsCallback,
     LossCurveCallback,
     first_validation_loss,
-    keep_curve_until,
 )
 from .collator import PackedRowCollator
 from .embedded import quickstart_base, quickstart_phantoms
@@ -59,6 +58,7 @@ from .run_folder import (
     SETTINGS,
     find_checkpoint,
     finished_record,
+    prepare_folder,
     read_json,
     refuse_other_settings,
     remove_checkpoints,
@@ -154,7 +154,8 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
     finished = finished_record(output, resolved(recipe, config))
     if finished is not None:
         logger.warning("%s is complete and is reused", output)
-        remove_checkpoints(output)
+        if config.process_index == 0:
+            remove_checkpoints(output)
         return finished
     train_sets, validation_sets = read_split(recipe, "train"), read_split(recipe, "validation")
     train_samples, validation_samples = ([*chain(*sets.values())] for sets in (train_sets, validation_sets))
@@ -178,13 +179,10 @@ def run_stage(recipe: RecipeArguments, config: StageConfig) -> dict[str, Any]:
         check_images(samples)
 
     output.mkdir(parents=True, exist_ok=True)
-    if checkpoint is None:
-        (output / "loss.jsonl").unlink(missing_ok=True)
-        remove_checkpoints(output)  # of another run, never to be continued from
-        write_json(output / SETTINGS, resolved(recipe, config))
-    else:
+    if checkpoint is not None:
         logger.info("continuing from %s", checkpoint)
-        keep_curve_until(output / "loss.jsonl", int(checkpoint.name.rpartition("-")[2]))
+    if config.process_index == 0:  # one process writes, or they would take each other's files away
+        prepare_folder(output, checkpoint, resolved(recipe, config))
     callbacks: list[TrainerCallback] = [FrozenWeightsCallback(), CompleteCheckpointCallback(), LossCurveCallback()]
     if peft_model.peft_type == "ADALORA":
         callbacks.append(AdaLoraCallback())
