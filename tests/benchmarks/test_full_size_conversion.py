@@ -29,6 +29,7 @@ TEXT = LlamaConfig(
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_a_conversion_is_measured_checked_and_cleaned_up_and_never_holds_the_model(tmp_path: Path) -> None:
     sizes = Sizes(PeFoMedConfig(vision_config=VISION, text_config=TEXT.to_dict()), stored_grid=2, rank=4)
     result = measure(tmp_path / "work", sizes, "--num-attention-heads=4", "--image-size=32")
