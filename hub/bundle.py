@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -132,18 +133,30 @@ def add_base(contents: Contents, folder: Path, manifest: Manifest, base: Path | 
 def fetch_wheels(folder: Path) -> Path:
     """Have pip put the wheels of this package and of all that it needs into a folder, at the installed versions.
 
+    A CPU build of torch stays one: its version bears the mark `+cpu`, which pip must find again.
+
     Raises:
         PeFoMedError: pip fails.
     """
     say("fetching wheels")
-    installed = {found.name: found.version.partition("+")[0] for found in metadata.distributions()}
+    installed = {found.name: found.version for found in metadata.distributions()}
     constraints = folder / "constraints.txt"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in sorted(installed.items())))
+    # else setuptools builds inside the clone, and what an earlier build left there would travel
+    (folder / "build.cfg").write_text(f"[build]\nbuild_base={folder / 'build'}\n")
     wheels = folder / "wheels"
     command = ["wheel", "--wheel-dir", str(wheels), "--constraint", str(constraints), _own_source()]
-    process = subprocess.run([sys.executable, "-m", "pip", *command], stdout=sys.stderr, check=False)
+    process = subprocess.run(
+        [sys.executable, "-m", "pip", *command],
+        env=os.environ | {"DIST_EXTRA_CONFIG": str(folder / "build.cfg")},
+        stdout=sys.stderr,
+        check=False,
+    )
     if process.returncode:
-        raise PeFoMedError("pip cannot fetch the wheels, as it says above; or give a folder of them: --wheels DIR")
+        raise PeFoMedError(
+            "pip cannot fetch the wheels, as it says above. For torch, name the index that it came from, in "
+            "PIP_EXTRA_INDEX_URL; or give a folder of wheels: --wheels DIR"
+        )
     return wheels
 
 

@@ -35,7 +35,7 @@ RELATIONS = {"adapter": "adapter", "merged": "finetune"}
 SHOWN_SLICES = ("overall", "answer_type", "laterality", "consistency")
 # What the model is compared with, as it stands in a sentence.
 RIVALS = {
-    "majority_answer": "always giving the most frequent answer",
+    "majority_answer": "giving the most frequent training answer to each question",
     "constant_text": "always giving one and the same text",
     "blank_image": "its own answers to a blank image",
     "shuffled_images": "its own answers to the wrong images",
@@ -181,10 +181,14 @@ def verdicts(results: Results) -> Iterable[str]:
             yield f"**Not shown to be better than {rival}** in: {'; '.join(unclear)}."
 
 
-def signatures(results: Results) -> dict[str, str]:
-    """Return the rule of every score: by the row's own signature, else the protocol and the normaliser of answers."""
-    common = f"{results.protocol}, {results.normalizer}"
-    return {title_of(row.metric): row.signature or common for row in results.rows}
+def signatures(results: Results) -> dict[str, list[str]]:
+    """Return each rule with the scores made by it: the rows' own signature, else protocol and answer normaliser."""
+    rules: dict[str, list[str]] = {}
+    for row in results.rows:
+        titles = rules.setdefault(row.signature or f"{results.protocol}, {results.normalizer}", [])
+        if (title := title_of(row.metric)) not in titles:
+            titles.append(title)
+    return rules
 
 
 def data_table(runs: Iterable[Run]) -> str:

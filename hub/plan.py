@@ -106,8 +106,8 @@ def read_folder(folder: Path, wish: Wish) -> Local:
     """Return the folder's files after looking through them.
 
     Raises:
-        PeFoMedError: there is something in it that must not be published, it is not what its manifest says, its card
-            is malformed, or its data are credentialed and that was not allowed.
+        PeFoMedError: there is something in it that must not be published, it is not what its manifest says, it was
+            made for another repository, its card is malformed, or its data are credentialed and that was not allowed.
     """
     if not folder.is_dir():
         raise PeFoMedError(f"{folder}: no such folder")
@@ -123,6 +123,11 @@ def read_folder(folder: Path, wish: Wish) -> Local:
         raise PeFoMedError(f"{folder} cannot be published, found {len(findings)} problems:{listed}{more}")
     files = list_files(folder)
     if manifest is not None:
+        if manifest.repo != wish.repo:
+            raise PeFoMedError(
+                f"{folder} was made for {manifest.repo}, which its card tells people to load, not for {wish.repo}; "
+                f"export it again with --repo {wish.repo}"
+            )
         content = (folder / MANIFEST).read_bytes()
         files[MANIFEST] = FileEntry(len(content), hashlib.sha256(content).hexdigest())
     local = Local(folder, files, manifest)

@@ -75,11 +75,11 @@ def show_plan(api: HfApi, local: Local, wish: Wish) -> None:
     remote: Remote | None = None
     try:
         remote = read_remote(api, wish)
-        check_remote(api, local, remote, wish)
+        check_token(api, wish)
     except PeFoMedError as error:
-        if remote is not None:
-            raise
         say(f"{error}")
+    if remote is not None:
+        check_remote(api, local, remote, wish)
     for line in describe(local, remote, compare(local, remote or Remote(), wish.type), wish):
         print(line)
     print("dry run: nothing was written. --yes does it")

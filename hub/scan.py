@@ -50,7 +50,10 @@ SECRETS = {
     "a web token": r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.",
     "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^/\s:@\"']+:[^/\s@\"']+@",
 }
-_ROOTS = "home|Users|root|mnt|media|data|datasets|scratch|tmp|var|opt|workspace|work|srv|private|gpfs|lustre|nfs|net"
+_ROOTS = (
+    "home|Users|Volumes|root|mnt|media|data|datasets|scratch|storage|projects|tmp|var|opt|workspace|work|srv|private|"
+    "gpfs|lustre|nfs|net|kaggle|content/drive"
+)
 PLACES = {
     "a folder of a machine": rf"(?<![\w.:/\\-])/(?:{_ROOTS})/[\w.@-]+",
     "a folder of a Windows machine": r"\b[A-Za-z]:(?:\\\\?|/)(?:Users|Documents|data|home|temp)(?:\\\\?|/)[\w.-]",
@@ -62,10 +65,12 @@ PATIENTS = {
     "a patient's name": r"\b[A-Za-z][A-Za-z'-]+\^[A-Za-z][A-Za-z'-]+",
     "a DICOM tag of a patient": r"\bPatient(?:'s )?(?:Name|ID|BirthDate|Address)\b\W{1,4}\w",
 }
-# Inside tokenizers are all strings that there are: only what is exactly known is looked for.
+# Inside tokenizers is every short word that there is: single words are not looked for there.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "merges.txt", "vocab.txt", "vocab.json")
 MAX_TEXT_BYTES = 64 * 2**20
 LONG_HOST_NAME = 8
+# What a PNG needs to be drawn. The other chunks hold text, times and cameras, which nobody sees in the picture.
+PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"sBIT", b"bKGD", b"IDAT", b"IEND")
 
 
 def scan_folder(folder: Path, type_: str = "model", forbidden: Path | None = None) -> list[str]:
@@ -104,24 +109,30 @@ def _refused_name(name: str, path: Path, type_: str) -> str:
 def _look_inside(path: Path, words: Sequence[str]) -> Iterator[str]:
     """Yield `:LINE: what` for each finding in a file."""
     if path.suffix == ".png":
+        if problem := _hidden_in_png(path.read_bytes()):
+            yield f": {problem}"
         return
     try:
         text = _safetensors_header(path) if path.suffix == ".safetensors" else _text(path)
+        resolved = _resolved(text) if path.suffix == ".json" else ""
     except (OSError, ValueError) as error:
         yield f": cannot be read ({error})"
         return
-    for what, line in _matches(text, path.name in VOCABULARIES, words):
+    found = list(_matches(text, path.name in VOCABULARIES, words))
+    for what, line in found:
         yield f":{line}: {what}"
+    hidden = {what for what, _ in _matches(resolved, path.name in VOCABULARIES, words)}
+    for what in sorted(hidden - {what for what, _ in found}):
+        yield f": {what}, in escapes of JSON"
 
 
 def _matches(text: str, is_vocabulary: bool, words: Sequence[str]) -> Iterator[tuple[str, int]]:
-    kinds = SECRETS if is_vocabulary else SECRETS | PLACES | PATIENTS
-    for what, pattern in kinds.items():
+    for what, pattern in (SECRETS | PLACES | PATIENTS).items():
         for match in re.finditer(pattern, text):
             yield what, text.count("\n", 0, match.start()) + 1
-    if is_vocabulary:
-        return
     for what, word in (*_own_names(), *_named(words)):
+        if is_vocabulary and word.isalpha():
+            continue
         if found := re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE):
             yield what, text.count("\n", 0, found.start()) + 1
 
@@ -164,18 +175,39 @@ def _safetensors_header(path: Path) -> str:
     return json.dumps(header, ensure_ascii=False)
 
 
+def _hidden_in_png(content: bytes) -> str:
+    """Return what is wrong with a picture: it is none, or holds more than pixels."""
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "it is no PNG picture"
+    place, kind = 8, b""
+    while kind != b"IEND" and place + 12 <= len(content):
+        length, kind = int.from_bytes(content[place : place + 4]), content[place + 4 : place + 8]
+        if kind not in PNG_CHUNKS:
+            return (
+                f"a part {kind.decode('ascii', 'replace')} beside its pixels, which can name people; save it without"
+            )
+        place += length + 12
+    return "" if kind == b"IEND" and place == len(content) else "it is cut short or has something behind its pixels"
+
+
 def _text(path: Path) -> str:
-    """Return a text file's content; of JSON also with its escapes resolved.
+    """Return a text file's content.
 
     Raises:
-        ValueError: it is no text, too long, or malformed JSON.
+        ValueError: it is no text, or too long.
     """
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise ValueError("too long for a text")
     content = path.read_bytes()
     if b"\0" in content and path.suffix != ".model":
         raise ValueError("it is no text")
-    text = content.decode("utf-8", errors="replace")
-    if path.suffix == ".json" and path.name not in VOCABULARIES and "\\" in text:
-        text += "\n" + json.dumps(json.loads(text), ensure_ascii=False).replace("\\\\", "\\")
-    return text
+    return content.decode("utf-8", errors="replace")
+
+
+def _resolved(text: str) -> str:
+    """Return JSON with its escapes resolved, or nothing where it has none.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    return json.dumps(json.loads(text), ensure_ascii=False).replace("\\\\", "\\") if "\\" in text else ""

@@ -100,7 +100,7 @@ def write_records_of_training(adapter: Path) -> None:
 
 
 def write_evidence(adapter: Path, everything: bool = False) -> Path:
-    """Write `results.json` into the folder around an adapter, with its control and baseline, and return the folder.
+    """Write `results.json` into the folder around an adapter, with its controls and baseline, and return the folder.
 
     Args:
         everything: calibrate, judge and rate the answers as well.
@@ -109,8 +109,9 @@ def write_evidence(adapter: Path, everything: bool = False) -> Path:
     named = f"{adapter.name}@{adapter_digest(adapter)}"
     items = predictions_of(named)
     write_records(folder / "predictions.jsonl", items)
-    blank = [replace(item, prediction="yes", control="blank_image") for item in items]
-    write_records(folder / "blank.jsonl", blank)
+    controls = {name: folder / f"{name}.jsonl" for name in ("blank_image", "shuffled_images")}
+    for name, path in controls.items():
+        write_records(path, [replace(item, prediction="yes", control=name) for item in items])
     lines = [
         {"image": "1.png", "question": question, "answer": answer, "answer_type": kind, "question_type": type_}
         for question, answer, kind, type_ in QUESTIONS
@@ -132,7 +133,7 @@ def write_evidence(adapter: Path, everything: bool = False) -> Path:
         write_agreement(folder / "agreement.json", agreed, "")
     score(
         folder / "predictions.jsonl",
-        controls={"blank_image": folder / "blank.jsonl"},
+        controls=controls,
         train_samples=folder / "train.jsonl",
         calibration=fitted,
         out=folder / "results.json",

@@ -203,7 +203,8 @@ def test_baseline_control_rule_and_cost_stand_beside_the_score(repo: Path) -> No
     card = render_card(manifest_of(), committed_run(repo, "quickstart_random_tower"))
     good = card.partition("## How good it is")[2].partition("## May I use it?")[0]
     assert "Majority answer" in good and "Blank image" in good and "`pefomed-strict-vqa-1" in good
-    assert "Better than always giving the most frequent answer" in good
+    assert "An open question is right only if the normalised reply equals" in good
+    assert "Better than giving the most frequent training answer" in good
     assert re.search(r"\*\*Not shown to be better than .*\*\* in: Accuracy, left or right, closed", good)
     assert "say nothing about real medical images" in good
     assert "**Training cost in all:** 123 s" in card and "CC0-1.0" in card

@@ -64,6 +64,20 @@ def test_a_dry_run_writes_nothing(hub: LoopbackHub, pefomed: Pefomed, adapter: P
     assert hub.store.repositories == {}
 
 
+def test_a_dry_run_says_that_the_token_can_only_read(hub: LoopbackHub, pefomed: Pefomed, adapter: Path) -> None:
+    process = pefomed("publish", adapter, "--repo", REPO, token=READER)
+    assert process.returncode == 0
+    assert "the token can only read" in process.stderr and "README.md" in process.stdout
+    assert hub.writes() == []
+
+
+def test_a_folder_made_for_another_repository_is_refused(hub: LoopbackHub, pefomed: Pefomed, adapter: Path) -> None:
+    process = pefomed("publish", adapter, "--repo", "ada/other", "--yes")
+    assert process.returncode == 1
+    assert f"was made for {REPO}" in process.stderr and "export it again with --repo ada/other" in process.stderr
+    assert hub.log == []
+
+
 def test_a_dry_run_shows_what_a_second_version_changes(hub: LoopbackHub, pefomed: Pefomed, adapter: Path) -> None:
     (adapter / "results.json").write_text("{}")
     seal(adapter)
@@ -285,9 +299,10 @@ def test_what_came_of_credentialed_data_stays_private(hub: LoopbackHub, pefomed:
         assert hub.writes() == []
     process = pefomed("publish", folder, "--repo", REPO, "--yes", "--allow-credentialed", "--public")
     assert process.returncode == 2
-    hub.store.create("model", "ada/shown", private=False, sdk=None)
-    process = pefomed("publish", folder, "--repo", "ada/shown", "--yes", "--allow-credentialed")
+    hub.store.create("model", REPO, private=False, sdk=None)
+    process = pefomed("publish", folder, "--repo", REPO, "--yes", "--allow-credentialed")
     assert process.returncode == 1 and "is public" in process.stderr
+    repository(hub).private = True
     assert pefomed("publish", folder, "--repo", REPO, "--yes", "--allow-credentialed").returncode == 0
     assert repository(hub).private
 

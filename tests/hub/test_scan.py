@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, PngImagePlugin
 from safetensors.numpy import save_file
 
 from pefomed_hub.scan import scan_folder
@@ -90,6 +91,45 @@ def test_the_code_that_travels_passes(folder: Path, repo: Path) -> None:
         shutil.copy(code / f"{name}_pefomed.py", folder)
     shutil.copy(code / "chat_template.jinja", folder)
     assert scan_folder(folder) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [SECRETS["Hugging Face"], "/home/ada/data", "DOE^JANE", "\\u0044OE^JANE", "MRN-00417"],
+    ids=["token", "path", "name", "escaped", "forbidden"],
+)
+def test_a_tokenizer_hides_nothing_and_its_words_alarm_nobody(folder: Path, tmp_path: Path, planted: str) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("lee\nMRN-00417\n")
+    vocabulary = '{"model": {"vocab": {"lee": 1, "\\u0120lee": 2, "^^": 3, "x": 4}}}'
+    (folder / "tokenizer.json").write_text(vocabulary)
+    assert scan_folder(folder, forbidden=words) == []
+    (folder / "tokenizer.json").write_text(vocabulary.replace("x", planted))
+    assert [line.split(":")[0] for line in scan_folder(folder, forbidden=words)] == ["tokenizer.json"]
+
+
+@pytest.mark.parametrize("how", ["tEXt", "zTXt", "iTXt", "eXIf", "behind", "cut", "none"])
+def test_a_picture_is_its_pixels_and_nothing_else(tmp_path: Path, how: str) -> None:
+    place = tmp_path / "examples" / "a.png"
+    place.parent.mkdir()
+    Image.new("RGB", (8, 8)).save(place)
+    assert scan_folder(tmp_path, "space") == []
+    info, exif = PngImagePlugin.PngInfo(), Image.Exif()
+    exif[0x013B] = "DOE^JANE"
+    if how == "iTXt":
+        info.add_itxt("Comment", "DOE^JANE", zip=True)
+    else:
+        info.add_text("Comment", "DOE^JANE", zip=how == "zTXt")
+    if how in ("tEXt", "zTXt", "iTXt"):
+        Image.new("RGB", (8, 8)).save(place, pnginfo=info)
+    elif how == "eXIf":
+        Image.new("RGB", (8, 8)).save(place, exif=exif)
+    else:
+        pixels = place.read_bytes()
+        place.write_bytes({"behind": pixels + b"DOE^JANE", "cut": pixels[:-20], "none": b"DOE^JANE"}[how])
+    (found,) = scan_folder(tmp_path, "space")
+    assert found.startswith("examples/a.png: ") and "DOE" not in found
+    assert how in found or how in ("behind", "cut", "none")
 
 
 def test_the_metadata_of_weights_are_looked_through(folder: Path) -> None:
