@@ -50,6 +50,17 @@ class SheetRow:
     repeat: int = 0
 
 
+@dataclass(frozen=True)
+class BlindRow:
+    """One row as a rater sees it, with what it really is; the latter is kept from the rater."""
+
+    row: SheetRow
+    image: str
+    question: str
+    reference: str
+    candidate: str
+
+
 def read_systems(paths: Sequence[str | os.PathLike[str]]) -> list[Prediction]:
     """Read the predictions of one or several systems.
 
@@ -70,31 +81,22 @@ def read_systems(paths: Sequence[str | os.PathLike[str]]) -> list[Prediction]:
     return [item for _, items in files for item in items]
 
 
-def export_sheet(
-    predictions: Sequence[Prediction],
-    rater: str,
-    out: str | os.PathLike[str],
-    key: str | os.PathLike[str],
-    *,
-    rubric: str = "",
-    seed: int = 0,
-    limit: int | None = None,
-) -> int:
-    """Write a sheet (`.csv`) for one rater and its key (`.json`), and return the number of rows.
+def draw_rows(
+    predictions: Sequence[Prediction], rater: str, *, rubric: str = "", seed: int = 0, limit: int | None = None
+) -> dict[str, BlindRow]:
+    """Return what one rater is asked, in the order to ask it, by codes that tell nothing.
 
     The rows stand in an order that rater and seed decide, not the files. 8 % of them (one at least) are hidden
     repeats: they come in the second half, of answers in the first. 3 % (two at least) are controls: the reference as
-    the candidate, and nothing as the candidate, in turn. The key tells what each row is: keep it from the rater.
+    the candidate, and nothing as the candidate, in turn.
 
     Args:
         rubric: a key of `RUBRICS`; the paper's for the task by default.
         limit: only so many items, the same ones for every rater, each with the answers of all systems.
 
     Raises:
-        ConfigError: the file names are unfit, or the rubric is unknown.
+        ConfigError: the rubric is unknown, or the rater's code is blank.
     """
-    if Path(out).suffix.lower() != ".csv" or Path(key).suffix != ".json":
-        raise ConfigError(f"found {out} and {key}, expected a sheet that ends in .csv and a key that ends in .json")
     if rubric and rubric not in RUBRICS:
         raise ConfigError(f"rubric {rubric!r}, expected one of {', '.join(RUBRICS)}")
     if not rater.strip():
@@ -119,25 +121,56 @@ def export_sheet(
     for at in draw.permutation(again)[: max(1, round(REPEATS * len(units)))]:
         rows.insert(int(draw.integers(half + 1, len(rows) + 1)), (rows[int(at)][0], 1))
 
-    codes: dict[str, SheetRow] = {}
-    sheet = []
+    blind: dict[str, BlindRow] = {}
     for (name, system), repeat in rows:
         item = by_item[name]
         used = rubric or default_rubric(item.task)
         code = ""
-        while not code or code in codes:
+        while not code or code in blind:
             code = "".join(_LETTERS[at] for at in draw.integers(len(_LETTERS), size=6))
-        codes[code] = SheetRow(name, system, item.task, used, repeat)
+        row = SheetRow(name, system, item.task, used, repeat)
+        image = item.image_id or item.study_id
+        blind[code] = BlindRow(row, image, item.instruction, " | ".join(item.answers), answers[name, system])
+    return blind
+
+
+def export_sheet(
+    predictions: Sequence[Prediction],
+    rater: str,
+    out: str | os.PathLike[str],
+    key: str | os.PathLike[str],
+    *,
+    rubric: str = "",
+    seed: int = 0,
+    limit: int | None = None,
+) -> int:
+    """Write a sheet (`.csv`) for one rater and its key (`.json`), and return the number of rows.
+
+    The rows are those of [`draw_rows`]. The key tells what each row is: keep it from the rater.
+
+    Raises:
+        ConfigError: the file names are unfit, or as [`draw_rows`].
+    """
+    if Path(out).suffix.lower() != ".csv" or Path(key).suffix != ".json":
+        raise ConfigError(f"found {out} and {key}, expected a sheet that ends in .csv and a key that ends in .json")
+    blind = draw_rows(predictions, rater, rubric=rubric, seed=seed, limit=limit)
+    sheet = []
+    for code, shown in blind.items():
+        levels = enumerate(RUBRICS[shown.row.rubric])
         texts = {
             "row": code,
-            "image": item.image_id or item.study_id,
-            "question": item.instruction,
-            "reference": " | ".join(item.answers),
-            "candidate": answers[name, system],
-            "scale": "; ".join(f"{score} = {meaning}" for score, meaning in enumerate(RUBRICS[used])),
+            "image": shown.image,
+            "question": shown.question,
+            "reference": shown.reference,
+            "candidate": shown.candidate,
+            "scale": "; ".join(f"{score} = {meaning}" for score, meaning in levels),
         }
         sheet.append({column: guard_cell(texts.get(column, "")) for column in SHEET_COLUMNS})
-    stored = {"schema": KEY_SCHEMA, "rater_id": rater, "rows": {code: asdict(row) for code, row in codes.items()}}
+    stored = {
+        "schema": KEY_SCHEMA,
+        "rater_id": rater,
+        "rows": {code: asdict(shown.row) for code, shown in blind.items()},
+    }
     with whole_file(key) as staged:
         staged.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_rows(out, SHEET_COLUMNS, sheet)
