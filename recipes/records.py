@@ -20,6 +20,8 @@ from .staging import whole_file
 TASKS = ("caption", "vqa", "report", "refer")
 # Data sets whose use agreements forbid passing anything on, whether or not a record's own mark says so.
 CREDENTIALED_SOURCES = ("mimic_cxr", "ms_cxr", "mimic_diff_vqa")
+# Inputs changed on purpose: the short name, for typing, and the one that records keep.
+CONTROLS = {"blank": "blank_image", "shuffle": "shuffled_images", "mirror": "mirrored_images"}
 
 # What each score of a rubric means, from 0 up: the scale of a rubric is 0 to `len(levels) - 1`.
 # Source: the scales of the first two are the paper's (0/1 for questions, 0..4 for reports), in our own words.
@@ -150,8 +152,9 @@ class Rating:
 class Verdict:
     """What one judge model said about one system's answer to one item, in one of several samples.
 
-    `score` is an integer on the scale of `rubric`, or null where the reply could not be read; `reason` then says why,
-    and else is the judge's own. `judge` names the judge as it was asked for, `judge_reported` as the endpoint did.
+    `score` is an integer on the scale of `rubric`, or null where no reply came or it could not be read; `reason` then
+    says why, and else is the judge's own. `judge` names the judge as it was asked for, `judge_reported` as the
+    endpoint did.
     `run` is the time at which the judging run began, in ISO 8601 UTC: two runs over the same items show drift.
     `trusted` says whether the judge passed the gate in that run, null where that is not known.
     """

@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)  # a tra
 @app.command()
 def command(
     predictions: Annotated[Path, typer.Argument(help="Predictions of one task, JSON lines.")],
-    control: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a control, as blank_image=PATH.")] = None,
+    control: Annotated[list[str] | None, typer.Option(help="NAME=PATH of blank, shuffle or mirror.")] = None,
     train: Annotated[Path | None, typer.Option(help="Training samples, for the trivial baseline.")] = None,
     validation: Annotated[Path | None, typer.Option(help="Validation samples, to choose the constant text.")] = None,
     slices: Annotated[Path | None, typer.Option(help="CSV with a column id and others to slice by.")] = None,

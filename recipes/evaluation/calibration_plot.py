@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from ..staging import whole_file
-from .results import SMALL_SLICE, Calibration
+from .results import SMALL_SLICE, Calibration, told_if_unwritable
 
 
 def write_reliability_plot(path: str | os.PathLike[str], calibration: Calibration) -> None:
@@ -34,5 +34,5 @@ def write_reliability_plot(path: str | os.PathLike[str], calibration: Calibratio
         right.legend(loc="upper left")
     right.set(xlim=(0, 1), ylim=(0, None), xlabel="Coverage: questions answered", ylabel="Risk: share wrong")
     right.set_title(f"Risk and coverage: area {calibration.aurc:.3f}")
-    with whole_file(path) as staged:
+    with told_if_unwritable(path), whole_file(path) as staged:
         figure.savefig(staged, format="png", dpi=120, metadata={"Software": None})

@@ -80,7 +80,8 @@ class ComparedRow:
 
 @dataclass
 class Comparison:
-    """What `compare` finds. `left_out` counts the items of each file that the other does not have."""
+    """What `compare` finds. `left_out` counts the items of each file that the other does not have, `control` names the
+    one under which both were made."""
 
     task: str
     first: str
@@ -91,6 +92,7 @@ class Comparison:
     resamples: int = RESAMPLES
     permutations: int = PERMUTATIONS
     seed: int = SEED
+    control: str = ""
     schema: str = SCHEMA
 
 
@@ -112,7 +114,8 @@ def compare(
         out: where to write the comparison, ending in `.json`; the table goes beside it as `.md`.
 
     Raises:
-        PeFoMedError: files are missing, malformed, or about other items; all problems at once.
+        PeFoMedError: files are missing, malformed, about other items, or not made under the same control; all
+            problems at once.
         ConfigError: `out` does not end in `.json`.
     """
     if out is not None and Path(out).suffix != ".json":
@@ -125,6 +128,13 @@ def compare(
     if intersect and shared:
         one, other = ([item for item in items if item.id in shared] for items in read)
     note_differing_items(Path(second), other, one, problems, f"{first}; --intersect leaves such ids out")
+    under = [items[0].control if items else "" for items in read]
+    if all(read) and under[0] != under[1]:
+        names = [f"the control {name}" if name else "no control" for name in under]
+        text = (
+            f"its answers were given under {names[1]}, those of {first} under {names[0]}; `pefomed score --control` "
+        )
+        problems.add(Path(second), text + "sets a model beside its controls")
     train: list[Sample] = []
     if train_samples is not None and one:
         train = load_train_samples(train_samples, one[0].task, problems)
@@ -138,7 +148,8 @@ def compare(
     else:
         parts = [Slice("overall", "", list(range(len(one)))), *common_slices(one, columns)]
     comparison = Comparison(
-        one[0].task, Path(first).name, Path(second).name, len(one), left_out, compare_items(one, other, parts)
+        *(one[0].task, Path(first).name, Path(second).name, len(one), left_out, compare_items(one, other, parts)),
+        control=one[0].control,
     )
     if out is not None:
         write_text(Path(out).with_suffix(".md"), markdown_comparison(comparison))
@@ -253,6 +264,8 @@ def markdown_comparison(comparison: Comparison) -> str:
     ]
     if any(row.items < SMALL_SLICE for row in comparison.rows):
         notes.append(f"- \\* fewer than {SMALL_SLICE} items: read with care.")
+    if comparison.control:
+        notes.append(f"- Both were made under the control {comparison.control}: this compares no models' ability.")
     if any(comparison.left_out):
         only_first, only_second = comparison.left_out
         notes.append(f"- Left out: {only_first:,} items that only the first file has, {only_second:,} of the second.")

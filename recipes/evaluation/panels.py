@@ -179,11 +179,15 @@ def _add_judge(panel: Panel, name: str, verdicts: Sequence[Verdict], at: Mapping
             samples[position, sample] = score
     panel.samples[name], panel.runs[name] = samples, runs
     panel.judged_by[name] = {
-        run: sorted({f"{v.judge_reported or v.judge}, rubric {v.rubric_sha256[:8]}" for v in verdicts if v.run == run})
+        run: sorted({_said_by(verdict) for verdict in verdicts if verdict.run == run and verdict.reply})
         for run in sorted({v.run for v in verdicts})
     }
     panel.unread[name] = sum(verdict.score is None for verdict in verdicts)
     panel.tied[name] = sum(bool(np.isnan(panel.judges[name][position])) for position in newest)
+
+
+def _said_by(verdict: Verdict) -> str:
+    return f"{verdict.judge_reported or verdict.judge}, rubric {verdict.rubric_sha256[:8]}"
 
 
 def _is_among(units: Sequence[Unit], records: Sequence[Rating] | Sequence[Verdict]) -> npt.NDArray[np.bool_]:

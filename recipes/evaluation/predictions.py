@@ -19,6 +19,7 @@ from ..answers import normalize_answer_type
 from ..errors import PeFoMedError, did_you_mean
 from ..records import TASKS, Prediction, Sample
 from .boxes import parse_box
+from .results import HALF_PAIR
 
 SHOWN_LINES = 8  # of one problem that many lines have; the others are counted
 SHOWN_IDS = 3
@@ -26,7 +27,7 @@ KNOWN_KEYS = tuple(f.name for f in fields(Prediction))
 REQUIRED_KEYS = tuple(f.name for f in fields(Prediction) if f.default is MISSING and f.default_factory is MISSING)
 TEXT_KEYS = (
     *("prediction", "organ", "modality", "language", "image_id", "study_id", "linked_id"),
-    *("split", "source", "control", "model", "adapter"),
+    *("split", "source", "control", "model", "adapter", "prompt_sha256"),
 )
 
 
@@ -102,6 +103,10 @@ def load_predictions(path: str | os.PathLike[str], problems: Problems) -> list[P
     for name, what in (("control", "with and without a control"), ("split", "of several splits")):
         if len({str(getattr(item, name)) for item in items}) > 1:
             problems.add(path, f"predictions {what} are mixed; score them as separate files")
+    systems = sorted({" on ".join(filter(None, (str(item.adapter), str(item.model)))) or "unnamed" for item in items})
+    if len(systems) > 1:
+        named = " and ".join(map(repr, systems[:SHOWN_IDS]))
+        problems.add(path, f"the answers of {len(systems)} models are mixed, {named}; score each model's file alone")
     return items
 
 
@@ -122,10 +127,23 @@ def _json_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, 
             except (ValueError, RecursionError):
                 problems.add(path, "JSON with a number too long or nested too deep to read", number)
             else:
-                if isinstance(row, dict):
+                if holds_half_pair(raw, row):
+                    problems.add(path, f"a text holds {HALF_PAIR}", number)
+                elif isinstance(row, dict):
                     yield number, row
                 elif line.strip():
                     problems.add(path, f"found {type(row).__name__}, expected a JSON object", number)
+
+
+def holds_half_pair(raw: bytes, row: Any) -> bool:
+    """Whether what was read of a line of JSON holds half a surrogate pair, which can be read but not written."""
+    if b"\\ud" not in raw.lower():
+        return False
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _prediction(path: Path, number: int, row: dict[str, Any], problems: Problems) -> Prediction | None:
@@ -315,6 +333,23 @@ def note_other_dataset(
     if trained and scored and not trained & scored:
         text = f"its samples are of {', '.join(sorted(trained))}, the predictions of {', '.join(sorted(scored))}"
         problems.add(path, text)
+
+
+def note_scored_samples(
+    path: Path, samples: Sequence[Sample], predictions: Sequence[Prediction], problems: Problems
+) -> None:
+    """Note samples that are the scored items: what is chosen on them has seen the answers.
+
+    They are the same where at least half of the items are among them by id, question and references, or, where
+    samples have no id, where questions and references of all are equal.
+    """
+    known = {(item.id, item.instruction, tuple(item.answers)) for item in samples if item.id}
+    among = sum((item.id, item.instruction, tuple(item.answers)) in known for item in predictions)
+    texts = [sorted((item.instruction, *item.answers) for item in records) for records in (samples, predictions)]
+    if predictions and samples and (2 * among >= len(predictions) or (not known and texts[0] == texts[1])):
+        problems.add(
+            path, "holds the scored items themselves; baselines are chosen on the training and validation split"
+        )
 
 
 def _form_problems(item: Prediction) -> list[str]:

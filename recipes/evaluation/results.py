@@ -6,8 +6,10 @@ Every number is a share in 0..1 with its numerator and denominator. A number tha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from ..staging import whole_file
 
 SCHEMA = "pefomed-results/1"
 SMALL_SLICE = 30  # fewer items than this say little: tables mark them, pages grey them
+HALF_PAIR = "half a surrogate pair, which is no character; write the file again as UTF-8"
 FLOAT_DIGITS = 10  # differences beyond are those of a machine's summation order
 
 
@@ -155,10 +158,41 @@ class FileRecord:
 
 
 @dataclass
+class Companion:
+    """A trivial baseline or a control: whether it is there, and what needs it (`headline`, `laterality` or "").
+
+    `purpose` says what it shows, of a baseline by which rule and on which split it was chosen. `command` says how one
+    that is missing is made, else it is "".
+    """
+
+    name: str
+    is_there: bool
+    needed: str
+    purpose: str
+    command: str = ""
+
+
+@dataclass
+class Fingerprints:
+    """SHA-256 of what went into the results, each independent of the order of lines, of file names and of keys.
+
+    `data`: ids, tasks, questions and references of the scored items, the same for every model. `predictions`: ids and
+    answers. `prompts`: ids and the fingerprints of the rendered prompts, which hold template and question; "" where
+    the predictions name none. `distinct_prompts` counts those that differ.
+    """
+
+    data: str = ""
+    predictions: str = ""
+    prompts: str = ""
+    distinct_prompts: int = 0
+
+
+@dataclass
 class Results:
     """Everything `results.json` holds. The first of `rows` is the headline.
 
-    `missing` says which baselines and controls are not there; while it says anything, no number may be shown.
+    `companions` are the baselines and controls, there or not. `missing` says what the headline cannot be shown
+    without; while it says anything, no number may be shown.
     """
 
     task: str
@@ -174,6 +208,8 @@ class Results:
     packages: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    companions: list[Companion] = field(default_factory=list)
+    fingerprints: Fingerprints = field(default_factory=Fingerprints)
     historic: list[HistoricProtocol] = field(default_factory=list)
     calibration: Calibration | None = None
     date: str = ""
@@ -184,6 +220,10 @@ class Results:
         """The row of the primary metric over all items."""
         return self.rows[0]
 
+    def lacks(self, part: str) -> list[Companion]:
+        """Return the baselines and controls that `part` (`headline` or `laterality`) needs and that are not there."""
+        return [one for one in self.companions if one.needed == part and not one.is_there]
+
 
 def write_json(path: str | os.PathLike[str], results: Results) -> None:
     """Write `results.json`; the file appears only when it is whole, and equal results give equal bytes."""
@@ -193,9 +233,24 @@ def write_json(path: str | os.PathLike[str], results: Results) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file in one step, with the folders it needs."""
-    with whole_file(path) as staged:
+    """Write a text file in one step, with the folders it needs.
+
+    Raises:
+        PeFoMedError: the file cannot be written.
+    """
+    with told_if_unwritable(path), whole_file(path) as staged:
         staged.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def told_if_unwritable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what hinders writing a file into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise PeFoMedError(f"{path}: cannot be written ({error.strerror}); name another place") from None
+    except UnicodeEncodeError:
+        raise PeFoMedError(f"{path}: not written, a text holds {HALF_PAIR}") from None
 
 
 def read_results(path: str | os.PathLike[str]) -> Results:
@@ -221,6 +276,8 @@ def read_results(path: str | os.PathLike[str]) -> Results:
         HistoricProtocol(**{**protocol, "numbers": [HistoricNumber(**number) for number in protocol["numbers"]]})
         for protocol in stored.get("historic", [])
     ]
+    stored["companions"] = [Companion(**one) for one in stored.get("companions", [])]
+    stored["fingerprints"] = Fingerprints(**stored.get("fingerprints", {}))
     if stored.get("calibration"):
         stored["calibration"] = _read_calibration(stored["calibration"])
     return Results(**stored)

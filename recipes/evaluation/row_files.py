@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..staging import whole_file
-from .predictions import Problems
+from .predictions import Problems, holds_half_pair
+from .results import HALF_PAIR
 
 _FORMULA_STARTS = "=+-@\t\r'"
 
@@ -94,7 +95,9 @@ def json_rows(path: Path, problems: Problems, notes: list[str]) -> Iterable[tupl
                     what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON"
                     problems.add(path, f"{what}; expected one object a line", number)
                 continue
-            if isinstance(row, dict):
+            if holds_half_pair(raw, row):
+                problems.add(path, f"a text holds {HALF_PAIR}", number)
+            elif isinstance(row, dict):
                 yield number, row
             else:
                 problems.add(path, f"found {type(row).__name__}, expected a JSON object", number)

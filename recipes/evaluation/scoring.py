@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from ..errors import ConfigError, did_you_mean
 from ..records import Prediction, Sample
 from . import accuracy, boxes, reports
 from .calibration import measure_calibration, read_calibration
+from .companions import companions_of, control_names, what_is_missing
 from .compat import coco, llava_med, lmms_eval, medevalkit, pefomed, r2gen
 from .consistency import consistency_rows
 from .intervals import describe_resampling
@@ -26,8 +28,9 @@ from .predictions import (
     load_slices,
     load_train_samples,
     note_other_dataset,
+    note_scored_samples,
 )
-from .results import FileRecord, HistoricNumber, HistoricProtocol, Results, Row, write_json, write_text
+from .results import FileRecord, Fingerprints, HistoricNumber, HistoricProtocol, Results, Row, write_json, write_text
 from .rows import clusters_of
 from .tables import markdown_report
 from .text_rows import TextModels
@@ -36,12 +39,6 @@ from .text_slices import text_slice_rows
 PACKAGES = ("pefomed", "numpy", "scipy", "statsmodels", "sacrebleu")
 COMPAT = {"pefomed": pefomed, "llava-med": llava_med, "lmms-eval": lmms_eval, "medevalkit": medevalkit}
 TEXT_COMPAT = {"r2gen": r2gen, "coco": coco}
-BLANK = "blank_image"
-NO_CONTROL = (
-    "the answers to blank images, which show what the images add (--control blank_image=FILE, made by "
-    "`pefomed predict` with the same options and --control blank_image)"
-)
-NO_TRAIN = "the training samples, for the trivial baseline (--train FILE, such as the data set's train.jsonl)"
 
 
 def named_paths(option: str, given: Sequence[str]) -> dict[str, Path]:
@@ -75,10 +72,12 @@ def score(
 
     Args:
         predictions: `Prediction` records of one task (`vqa`, `refer`, `report` or `caption`).
-        controls: by name (`blank_image`), prediction files of the same items whose input was changed on purpose.
+        controls: by name (`blank`, or as records have it `blank_image`), prediction files of the same items whose
+            input was changed on purpose.
         train_samples: the training split, for the trivial baseline: `Sample` records or a data set's `train.jsonl`.
         slices: a CSV table with a column `id` and others to slice by.
         validation_samples: the validation split, on which the constant text is chosen; without it, the training split.
+            Neither may be the scored items themselves.
         compat: names of `COMPAT`, or of `TEXT_COMPAT` for reports and captions, whose historic numbers are given too.
         calibration: the adapter's `calibration.json`, whose temperature and threshold are applied to `p_yes`.
         text_models: which metrics of reports and captions that need a model of language are wanted.
@@ -87,8 +86,10 @@ def score(
 
     Raises:
         PeFoMedError: files are missing, malformed or do not fit each other, all problems at once; nothing is written.
-        ConfigError: `out` does not end in `.json`, or a protocol is unknown or not for this task.
+        ConfigError: `out` does not end in `.json`, or a control or protocol is unknown or not for this task.
     """
+    names = control_names(controls or {})
+    controls = {names[name]: path for name, path in (controls or {}).items()}
     if out is not None and Path(out).suffix != ".json":
         raise ConfigError(f"out: found {out}, expected a file name that ends in .json")
     for name in compat:
@@ -96,15 +97,17 @@ def score(
             raise ConfigError(f"compat {name!r}{did_you_mean(name, known)}; expected one of {', '.join(known)}")
     problems = Problems()
     items = load_predictions(predictions, problems)
-    control_items = {name: load_control(path, name, items, problems) for name, path in (controls or {}).items()}
+    control_items = {name: load_control(path, name, items, problems) for name, path in controls.items()}
     train: list[Sample] = []
     if train_samples is not None and items:
         train = load_train_samples(train_samples, items[0].task, problems)
         note_other_dataset(Path(train_samples), train, items, problems)
+        note_scored_samples(Path(train_samples), train, items, problems)
     validation: list[Sample] = []
     if validation_samples is not None and items:
         validation = load_train_samples(validation_samples, items[0].task, problems, split="validation")
         note_other_dataset(Path(validation_samples), validation, items, problems)
+        note_scored_samples(Path(validation_samples), validation, items, problems)
     columns = load_slices(slices, items, problems) if slices is not None else {}
     problems.raise_if_any()
     for name in compat:
@@ -119,7 +122,7 @@ def score(
     temperature, threshold = (fitted.temperature, fitted.threshold) if fitted else (1.0, None)
     results.calibration = measure_calibration(items, temperature, threshold)
     results.files = {"predictions": _file_record(predictions, len(items))}
-    for name, path in (controls or {}).items():
+    for name, path in controls.items():
         results.files[f"control {name}"] = _file_record(path, len(items))
     for role, given, records in (
         ("train", train_samples, len(train)),
@@ -168,6 +171,7 @@ def score_items(
         types = [normalize_answer_type(item.answer_type) for item in predictions]
         counts |= {"open": types.count("OPEN"), "closed": types.count("CLOSED"), "unknown": types.count("")}
         counts["derived_answer_types"] = sum(item.answer_type_derived for item in predictions)
+    companions = companions_of(predictions, controls, train, validation)
     return Results(
         task=task,
         sources=_distinct(item.source for item in predictions),
@@ -180,7 +184,9 @@ def score_items(
         resampling=describe_resampling("image_id, else study_id, else the item itself"),
         packages=_package_versions(),
         warnings=_warnings(predictions),
-        missing=([] if BLANK in controls else [NO_CONTROL]) + ([] if train else [NO_TRAIN]),
+        missing=what_is_missing(predictions, companions),
+        companions=companions,
+        fingerprints=fingerprints_of(predictions),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
@@ -210,14 +216,28 @@ def historic_protocol(
 
 def _warnings(predictions: Sequence[Prediction]) -> list[str]:
     warnings = []
-    if predictions[0].control:
-        warnings.append(f"these predictions were made under the control {predictions[0].control}")
     if predictions[0].split not in ("", "test"):
         warnings.append(f"these are predictions of the {predictions[0].split} split")
     loose = sum(not (item.image_id or item.study_id) for item in predictions)
     if loose:
         warnings.append(f"{loose:,} items name no image and no study: the intervals take them as independent")
     return warnings
+
+
+def fingerprints_of(predictions: Sequence[Prediction]) -> Fingerprints:
+    """Return what tells the data, the answers and the prompts of a file from others; see [`Fingerprints`]."""
+    items = sorted(predictions, key=lambda item: item.id)
+    prompts = [[item.id, item.prompt_sha256] for item in items]
+    return Fingerprints(
+        data=_sha256([[item.id, item.task, item.instruction, item.answers] for item in items]),
+        predictions=_sha256([[item.id, item.prediction] for item in items]),
+        prompts=_sha256(prompts) if any(sha256 for _, sha256 in prompts) else "",
+        distinct_prompts=len({sha256 for _, sha256 in prompts} - {""}),
+    )
+
+
+def _sha256(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
 def _distinct(values: Iterable[str]) -> list[str]:

@@ -61,8 +61,18 @@ def _tables(results: Results) -> Iterable[str]:
     for name, rows in by_name.items():
         if name:
             yield f"## {name}"
+        if rows[0].slice == "laterality" and (lacking := results.lacks("laterality")):
+            yield (
+                "Not shown: sides say nothing without "
+                + "; nor without ".join(
+                    f"{one.name.replace('_', ' ')} ({one.purpose}): {one.command}" for one in lacking
+                )
+                + "."
+            )
+            continue
         yield _slice_table(results, rows)
-    compared = [row for row in results.rows if row.differences]
+    hidden = ("laterality",) if results.lacks("laterality") else ()
+    compared = [row for row in results.rows if row.differences and row.slice not in hidden]
     if compared:
         yield "## Model minus baseline or control, points"
         yield _difference_table(compared)
@@ -190,9 +200,20 @@ def _historic_table(protocol: HistoricProtocol) -> str:
 def _notes(results: Results) -> Iterable[str]:
     counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in results.counts.items())
     yield f"- Counts: {counts}."
+    for one in results.companions:
+        state = "is there" if one.is_there else f"missing; {one.command}" if one.needed else "not given"
+        of = f", needed for the {one.needed}" if one.needed else ""
+        yield f"- {_title(one.name)} ({one.purpose}{of}): {state}."
     yield f"- Protocol {results.protocol}, {results.normalizer}. Unparsed replies count as wrong."
     if not results.missing:
         yield from _notes_on_numbers(results)
+    marks = results.fingerprints
+    if marks.data:
+        of_prompts = f"`{marks.prompts[:16]}` ({marks.distinct_prompts:,} differ)" if marks.prompts else "none named"
+        yield (
+            f"- Fingerprints (SHA-256): items `{marks.data[:16]}`, answers `{marks.predictions[:16]}`, prompts "
+            f"{of_prompts}."
+        )
     for role, record in results.files.items():
         yield f"- {_title(role)}: `{record.name}`, {record.records:,} records, SHA-256 `{record.sha256[:16]}`."
     if results.models:

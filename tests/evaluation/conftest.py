@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pefomed_recipes.records import Prediction, write_records
+from pefomed_recipes.records import CONTROLS, Prediction, write_records
 
 QUESTIONS = (
     ("Is there a mass?", "yes", "CLOSED", "PRES"),
@@ -20,7 +20,8 @@ QUESTIONS = (
 
 @pytest.fixture
 def vqa_run(tmp_path: Path) -> Path:
-    """A folder with `predictions.jsonl` (every fourth answer wrong), `blank.jsonl` (always yes) and `train.jsonl`."""
+    """A folder with `predictions.jsonl` (every fourth answer wrong), `blank.jsonl`, `shuffle.jsonl` and `mirror.jsonl`
+    (always yes), and `train.jsonl`."""
     items = [
         Prediction(
             id=f"{image}-{at}",
@@ -38,7 +39,8 @@ def vqa_run(tmp_path: Path) -> Path:
         for at, (question, answer, answer_type, question_type) in enumerate(QUESTIONS)
     ]
     write_records(tmp_path / "predictions.jsonl", items)
-    write_records(tmp_path / "blank.jsonl", [replace(i, prediction="yes", control="blank_image") for i in items])
+    for name, control in CONTROLS.items():
+        write_records(tmp_path / f"{name}.jsonl", [replace(i, prediction="yes", control=control) for i in items])
     lines = [
         {"image": "1.png", "question": question, "answer": answer, "answer_type": kind, "question_type": type_}
         for question, answer, kind, type_ in QUESTIONS

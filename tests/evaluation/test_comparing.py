@@ -78,6 +78,24 @@ def test_other_questions_under_the_same_ids_are_refused_in_any_case(pair: Path) 
             _compare(pair, intersect=intersect)
 
 
+def test_a_model_is_not_compared_with_its_own_control(pair: Path) -> None:
+    with pytest.raises(PeFoMedError, match="given under the control blank_image, those of .* under no control"):
+        compare(pair / "predictions.jsonl", pair / "blank.jsonl")
+    both = compare(pair / "blank.jsonl", pair / "blank.jsonl")
+    assert "Both were made under the control blank_image" in markdown_comparison(both)
+
+
+def test_a_comparison_that_cannot_be_written_is_one_sentence(pair: Path) -> None:
+    with pytest.raises(PeFoMedError, match=r"c\.md: cannot be written \(.*\); name another place"):
+        _compare(pair, out=pair / "train.jsonl" / "c.json")
+    _compare(pair)
+    items = read_records(pair / "other.jsonl", Prediction)
+    lines = [json.dumps({**vars(item), "source": "\ud800"}) + "\n" for item in items]
+    (pair / "other.jsonl").write_text("".join(lines), encoding="utf-8")
+    with pytest.raises(PeFoMedError, match="lines 1, 2, .*: a text holds half a surrogate pair"):
+        _compare(pair)
+
+
 def test_files_without_a_common_id_are_refused(pair: Path) -> None:
     items = read_records(pair / "other.jsonl", Prediction)
     write_records(pair / "other.jsonl", [replace(item, id=f"x{item.id}") for item in items])

@@ -15,9 +15,16 @@ import pytest
 from pefomed_recipes import chat_api
 from pefomed_recipes.chat_api import Endpoint
 from pefomed_recipes.errors import ConfigError, PeFoMedError
-from pefomed_recipes.evaluation.judges.corruptions import PADDING, negated, other_side, shuffled, token_f1
+from pefomed_recipes.evaluation.judges.corruptions import (
+    PADDING,
+    negated,
+    other_side,
+    shuffled,
+    spare_answers,
+    token_f1,
+)
 from pefomed_recipes.evaluation.judges.drift import SentinelRun, compare, sentinels, watch
-from pefomed_recipes.evaluation.judges.gate import area_under_curve, pass_gate
+from pefomed_recipes.evaluation.judges.gate import area_under_curve, evaluate_gate, gate_asks, pass_gate
 from pefomed_recipes.evaluation.judges.judging import Ask, LocalJudge, Outcome, answers_of, summarize
 from pefomed_recipes.evaluation.judges.replies import read_score
 from pefomed_recipes.evaluation.judges.rubrics import (
@@ -29,7 +36,7 @@ from pefomed_recipes.evaluation.judges.rubrics import (
     middle,
     rubric_for,
 )
-from pefomed_recipes.evaluation.judges.running import chat_judge, read_answers, run_judge
+from pefomed_recipes.evaluation.judges.running import chat_judge, check_options, read_answers, run_judge
 from pefomed_recipes.evaluation.verdicts import read_verdicts
 from pefomed_recipes.ledger import Ledger
 from pefomed_recipes.records import Prediction, write_records
@@ -272,7 +279,25 @@ def test_a_judge_with_a_bias_fails_the_gate_by_name(judge, failure: str, tmp_pat
 def test_a_gate_of_too_few_items_is_not_passed(tmp_path: Path) -> None:
     with stub_chat(good) as server:
         gate = pass_gate(judge_at(server, tmp_path), REPORT_RUBRIC, answers_of(predictions(4)))
-    assert not gate.passed and "identity over shuffled (too few items)" in gate.failures
+    assert not gate.passed and "identity over shuffled (not measured: 4 of 20 items)" in gate.failures
+    assert gate.verdict.startswith("gate not measured: identity over shuffled (4 of 20 items)")
+    assert all(check.passed is not None for check in gate.checks if check.name in ("negated", "other_side"))
+
+
+def test_nineteen_items_are_too_few_for_every_check_and_data_without_sides_gets_texts_of_our_own() -> None:
+    items = [answer(f"{FINDINGS[n % 5]} {n}", "vqa", f"i{n}") for n in range(19)]
+    asks = gate_asks([replace(item, candidate="x") for item in items])
+    gate = evaluate_gate(asks, [Outcome(int(ask.answer.control in ("identity", "padded"))) for ask in asks], 1)
+    told = {check.name: (check.items, check.passed) for check in gate.checks}
+    assert told["empty"] == told["padded"] == told["candidate_first"] == (19, None)
+    assert told["negated"] == told["other_side"] == (20, True) and not gate.passed
+
+
+@pytest.mark.parametrize("task", ["vqa", "report"])
+def test_our_own_texts_suffice_for_both_turns(task: str) -> None:
+    for turn in (negated, other_side):
+        turned = [one for spare in spare_answers(task) if (one := turn(spare)) is not None]
+        assert len(turned) >= 20 and all(one.candidate != one.references[0] for one in turned)
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
@@ -306,7 +331,7 @@ def test_a_judge_that_failed_at_the_gate_has_its_score_marked(tmp_path: Path) ->
         report = run_judge(judge_at(server, tmp_path), REPORT_RUBRIC, predictions(), tmp_path / "v.jsonl", samples=1)
     assert report is not None and not report.trustworthy
     page = (tmp_path / "v.md").read_text(encoding="utf-8")
-    assert page.index("not trustworthy: the judge failed at the gate") < page.index("| tiny | 4.00 |")
+    assert page.index("not trustworthy (gate failed: ") < page.index("| tiny | 4.00 |")
     assert "WASM (not trustworthy)" in page
 
 
@@ -318,6 +343,52 @@ def test_unread_and_missing_replies_are_counted_and_bounded() -> None:
     assert found.reasons == {"no score": 1, "timed out": 1} and len(found.warnings) == 2
     nothing = summarize("j", REPORT_RUBRIC, 1, 1, [Outcome(None, "no score")])
     assert (nothing.mean, nothing.lowest, nothing.highest, nothing.unanimous) == (None, None, None, None)
+
+
+@pytest.mark.integration
+def test_requests_without_a_reply_widen_the_bounds_of_their_own_system(tmp_path: Path) -> None:
+    items = predictions()
+    other = [replace(item, model="other", prediction=f"other {item.prediction}") for item in items]
+    out = tmp_path / "v.jsonl"
+
+    def odd(body: dict) -> str:
+        return "?" if texts_of(body)[1] == other[0].prediction else good(body)
+
+    def lost(body: dict, attempt: int) -> str:
+        reference, candidate = texts_of(body)
+        last = [item.answers[0] for item in items[-3:]]
+        return "400" if candidate == f"other {reference}" and reference in last else ""
+
+    other[-2] = replace(other[-2], prediction=f"other {other[-2].answers[0]}")
+    with stub_chat(odd, lost) as server:
+        report = run_judge(judge_at(server, tmp_path), REPORT_RUBRIC, [*items, *other], out, samples=1)
+    assert report is not None
+    rows = {row.system: row for row in report.wasm if row.slice == "overall"}
+    first, second = rows["tiny"], rows["other"]
+    assert (first.answers, first.unrated, first.lowest) == (20, 0, first.wasm.value)
+    assert (second.answers, second.unrated, report.judgement.failed, report.judgement.unread) == (20, 4, 3, 1)
+    assert second.highest - second.lowest == pytest.approx(4 * 4 / 20)
+    assert f"| 4 | {second.lowest:.2f} to {second.highest:.2f} |" in out.with_suffix(".md").read_text(encoding="utf-8")
+    assert sum(v.reason.startswith("no reply: ") for v in read_verdicts([out])) == 3
+
+
+def test_two_judges_and_an_out_that_cannot_be_written_are_refused_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out, url, local, words in (
+        ("v.jsonl", "http://127.0.0.1/v1", "m", "one judge"),
+        ("v.txt", "", "m", "ends in .jsonl"),
+        ("file/v.jsonl", "", "m", "cannot be written"),
+    ):
+        with pytest.raises(ConfigError, match=words) as refused:
+            check_options(tmp_path / out, url, local)
+        assert "\n" not in str(refused.value)
+
+
+def test_half_a_character_is_refused_with_its_line(tmp_path: Path) -> None:
+    row = json.dumps({"id": "i7", "task": "vqa", "instruction": "?", "answers": ["a"], "prediction": "\ud800"})
+    (tmp_path / "p.jsonl").write_text(row + "\n", encoding="utf-8")
+    with pytest.raises(PeFoMedError, match="line 1: a text holds half a surrogate pair"):
+        read_answers([tmp_path / "p.jsonl"])
 
 
 def test_a_dry_run_and_a_limit_ask_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,9 +409,8 @@ def test_credentialed_answers_never_leave_the_house(tmp_path: Path) -> None:
         chat_judge(Endpoint("https://8.8.8.8/v1", "judge"), ledger, bound)
     assert chat_judge(Endpoint("http://127.0.0.1:8000/v1", "judge"), ledger, bound).name == "judge"
     assert chat_judge(Endpoint("https://8.8.8.8/v1", "judge"), ledger, predictions()).name == "judge"
-    for url in ("", "judge.example", "file:///etc/passwd"):
-        with pytest.raises(ConfigError):
-            chat_judge(Endpoint(url, "judge"), ledger, bound)
+    with pytest.raises(ConfigError, match="name a judge"):
+        chat_judge(Endpoint("", "judge"), ledger, bound)
 
 
 def test_predictions_of_two_tasks_or_boxes_are_not_judged(tmp_path: Path) -> None:

@@ -6,9 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from html.parser import HTMLParser
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,109 +16,34 @@ from typer.testing import CliRunner
 from pefomed_recipes import cli
 from pefomed_recipes.errors import ConfigError, PeFoMedError
 from pefomed_recipes.evaluation.agreeing import AgreementResults, agree, write_agreement
-from pefomed_recipes.evaluation.judges.judging import Ask, Outcome
-from pefomed_recipes.evaluation.judges.rubrics import Rubric, load_rubric
-from pefomed_recipes.evaluation.judges.running import run_judge
 from pefomed_recipes.evaluation.page.finding import Finding
 from pefomed_recipes.evaluation.page.rendering import write_report
 from pefomed_recipes.evaluation.page.typed import from_stored
-from pefomed_recipes.evaluation.results import Results
 from pefomed_recipes.evaluation.scoring import score
-from pefomed_recipes.records import Prediction, Rating, append_records, write_records
+from pefomed_recipes.records import CONTROLS, Prediction, Rating, append_records, write_records
+
+from .page_runs import (
+    IMAGES,
+    SECRET,
+    Page,
+    WordJudge,
+    found_in,
+    judge_into,
+    mix_up_sides,
+    page_predictions,
+    score_into,
+)
 
 pytestmark = pytest.mark.integration
-
-IMAGES = 60
-SECRET = "a lesion that nobody may read about"
-Change = Callable[[Prediction], Prediction]
-
-
-class WordJudge:
-    """Right is what has all words of the reference and denies as it does; `always` gives one score to everything."""
-
-    def __init__(self, name: str = "words-1", always: int | None = None) -> None:
-        self.name, self.always = name, always
-
-    def outcomes(self, asks: Sequence[Ask], rubric: Rubric) -> list[Outcome]:
-        return [Outcome(self._score(ask) if self.always is None else self.always, reply="{}") for ask in asks]
-
-    def _score(self, ask: Ask) -> int:
-        said, wanted = (
-            set(re.findall("[a-z]+", text.lower())) for text in (ask.answer.candidate, ask.answer.references[0])
-        )
-        return int(bool(said) and wanted <= said and ("no" in said) == ("no" in wanted))
-
-    def afresh(self, ledger: Path) -> WordJudge:
-        return self
-
-
-def _predictions(images: int = IMAGES) -> list[Prediction]:
-    """Right answers about chests and heads; every tenth image is answered wrongly."""
-    items = []
-    for at in range(images):
-        organ, side = ("chest", "head")[at % 2], ("left", "right")[at // 2 % 2]
-        yes = at % 3 == 0
-        for number, (question, answer, wrong, kind, code) in enumerate(
-            (
-                ("Is there a mass?", "yes" if yes else "no", "no" if yes else "yes", "CLOSED", "PRES"),
-                ("Is it on the left or the right?", side, "left" if side == "right" else "right", "CLOSED", "POS"),
-                ("Which organ is shown?", organ, "knee", "OPEN", "ORGAN"),
-                (f"What is shown, of {SECRET}?", f"{organ} {side}", "nothing", "OPEN", "OTHER"),
-            )
-        ):
-            said = wrong if at % 10 == 7 else answer
-            items.append(
-                Prediction(
-                    id=f"image{at}-{number}",
-                    task="vqa",
-                    instruction=question,
-                    answers=[answer],
-                    prediction=said,
-                    answer_type=kind,
-                    question_types=[code],
-                    organ=organ,
-                    image_id=f"image {at}",
-                    source="handwritten",
-                    split="test",
-                    model="base",
-                    adapter="stage2@0123",
-                    p_yes={"yes": 0.9, "no": 0.1}.get(said),
-                )
-            )
-    return items
-
-
-def _score(
-    folder: Path, items: Sequence[Prediction], name: str = "results.json", *, control: bool = True, blank: str = "yes"
-) -> Results:
-    """Write predictions and what belongs to them into `folder`, and score them."""
-    stem = "" if name == "results.json" else f"{Path(name).stem}-"
-    answers, empty_images = folder / f"{stem}predictions.jsonl", folder / f"{stem}predictions-blank_image.jsonl"
-    write_records(answers, items)
-    blanks = [replace(i, prediction=blank or i.prediction, control="blank_image", p_yes=None) for i in items]
-    write_records(empty_images, blanks)
-    train = [{"question": i.instruction, "answer": i.answers[0], "answer_type": i.answer_type} for i in items[:16]]
-    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in train), encoding="utf-8")
-    controls = {"blank_image": empty_images} if control else {}
-    return score(answers, controls=controls, train_samples=folder / "train.jsonl", out=folder / name)
-
-
-def _judge(folder: Path, judge: WordJudge, items: Sequence[Prediction]) -> None:
-    run_judge(judge, load_rubric("paper-vqa"), items, folder / "verdicts.jsonl", samples=2)
-
-
-def _found(folder: Path, *more: Path) -> dict[str, Finding]:
-    """Return what the report of a folder finds, by name."""
-    return {finding.name: finding for finding in write_report([folder, *more], folder / "page.html").findings}
 
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with everything: results, a judge that passes its gate, ratings, agreement, samples and images."""
     folder = tmp_path_factory.mktemp("run")
-    items = _predictions()
-    _score(folder, items)
-    _judge(folder, WordJudge(), items)
+    items = page_predictions()
+    score_into(folder, items)
+    judge_into(folder, WordJudge(), items)
     ratings = [
         Rating(
             item.id, item.system, rater, "vqa", "paper-vqa", int(item.prediction in item.answers) ^ (at % every == 3)
@@ -144,32 +67,6 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "stage2" / "run.json").write_text(json.dumps(training))
     return folder
-
-
-@dataclass
-class Page(HTMLParser):
-    """What a reader of the markup meets."""
-
-    tags: list[tuple[str, dict[str, str]]] = field(default_factory=list)
-    text: str = ""
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    @classmethod
-    def read(cls, path: Path) -> Page:
-        page = cls()
-        page.feed(path.read_text(encoding="utf-8"))
-        return page
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def of(self, *names: str) -> list[dict[str, str]]:
-        return [attributes for tag, attributes in self.tags if tag in names]
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +131,7 @@ def test_text_stands_out_from_its_ground_in_light_dark_and_print(repo: Path) -> 
 
 
 def test_a_healthy_run_has_no_problem_and_all_its_parts(whole_run: Path, page: Page) -> None:
-    found = _found(whole_run)
+    found = found_in(whole_run)
     levels = {name: finding.level for name, finding in found.items()}
     assert "problem" not in levels.values()
     checked = ("not_above_majority_answer", "not_above_blank_image", "open_far_below_closed", "sides_at_chance")
@@ -248,114 +145,26 @@ def test_a_healthy_run_has_no_problem_and_all_its_parts(whole_run: Path, page: P
 
 @pytest.mark.parametrize("control", [True, False])
 def test_no_number_stands_without_its_control(tmp_path: Path, control: bool) -> None:
-    items = _predictions(20)
-    _score(tmp_path, items, control=control)
-    _judge(tmp_path, WordJudge(), items)
+    items = page_predictions(20)
+    score_into(tmp_path, items, control=control)
+    judge_into(tmp_path, WordJudge(), items)
     report = write_report([tmp_path], tmp_path / "page.html")
     texts = [Page.read(tmp_path / "page.html").text, (tmp_path / "page.md").read_text(encoding="utf-8")]
     assert all(("90.0" in text) == control for text in texts)
     assert ("WASM: mean score" in texts[0]) == control
     assert (report.headline is not None) == control
-    [missing] = [f for f in report.findings if f.name == "missing"] or [None]
-    assert control or (missing is not None and "--control blank_image" in missing.command)
-
-
-def _answer_open_questions_wordily(item: Prediction) -> Prediction:
-    return replace(item, prediction=f"It is the {item.prediction}") if item.answer_type == "OPEN" else item
-
-
-def _mix_up_sides(item: Prediction) -> Prediction:
-    return replace(item, prediction="left") if item.question_types == ["POS"] else item
-
-
-def _say_what_nobody_can_read(item: Prediction) -> Prediction:
-    return replace(item, prediction="perhaps", p_yes=None) if item.question_types == ["POS"] else item
-
-
-def _be_too_sure(item: Prediction) -> Prediction:
-    return item if item.p_yes is None else replace(item, p_yes=0.999, prediction="yes")
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "level", "evidence", "command"),
-    [
-        ("open_far_below_closed", _answer_open_questions_wordily, "problem", "Open 0.0 %", "pefomed judge"),
-        ("sides_at_chance", _mix_up_sides, "problem", "chance is 50.0 %", "--control mirrored_images"),
-        ("unparsed", _say_what_nobody_can_read, "problem", "60 of 120", "--instruction short_answer"),
-        ("empty", lambda item: replace(item, prediction=""), "problem", "240 of 240", "pefomed doctor"),
-        ("confidence", _be_too_sure, "caution", "(ECE)", "pefomed calibrate validation.jsonl"),
-        ("not_above_majority_answer", lambda item: replace(item, prediction="x"), "problem", "Model 0.0 %", "doctor"),
-    ],
-)
-def test_a_signature_of_failure_is_found_with_evidence_and_the_next_command(
-    tmp_path: Path, name: str, change: Change, level: str, evidence: str, command: str
-) -> None:
-    _score(tmp_path, [change(item) for item in _predictions()])
-    found = _found(tmp_path)[name]
-    assert found.level == level
-    assert evidence in found.evidence
-    assert command in found.command
-
-
-def test_a_model_that_needs_no_image_is_found(tmp_path: Path) -> None:
-    _score(tmp_path, _predictions(), blank="")
-    found = _found(tmp_path)["not_above_blank_image"]
-    assert (found.level, "+0.0 (+0.0 to +0.0)" in found.evidence) == ("problem", True)
-    assert "--control shuffled_images" in found.command
-
-
-def test_few_images_make_a_wide_interval_and_grey_slices(tmp_path: Path) -> None:
-    _score(tmp_path, _predictions(12))
-    found = _found(tmp_path)["wide"]
-    assert found.level == "caution"
-    assert "would make it 10" in found.evidence
-    assert {"class": "few"} in Page.read(tmp_path / "page.html").of("tr")
-
-
-def test_exact_match_far_from_a_judge_is_found_unless_the_judge_failed_its_gate(tmp_path: Path) -> None:
-    items = [_answer_open_questions_wordily(item) for item in _predictions()]
-    _score(tmp_path, items)
-    _judge(tmp_path, WordJudge(), items)
-    found = _found(tmp_path)["exact_match_far_from_judge"]
-    assert found.level == "problem"
-    assert "words-1 90.0 % and exact match 45.0 %: +45.0 points" in found.evidence
-    assert "organ +90.0" in found.evidence
-    assert "pefomed rate export" in found.command
-
-    _judge(tmp_path, WordJudge(always=1), items)
-    levels = {name: finding.level for name, finding in _found(tmp_path).items()}
-    assert (levels["judge_gate"], levels["exact_match_far_from_judge"]) == ("problem", "unchecked")
-    failed = Page.read(tmp_path / "page.html")
-    assert "not trustworthy" in failed.text
-    assert {"class": "doubtful"} in failed.of("span")
-
-
-@pytest.mark.parametrize(("stage1_is_worse", "level"), [(True, "problem"), (False, "clear")])
-def test_a_model_after_stage_1_alone_is_held_against_its_base(
-    tmp_path: Path, stage1_is_worse: bool, level: str
-) -> None:
-    good, bad = _predictions(), [replace(i, prediction="x") if i.id.endswith("-2") else i for i in _predictions()]
-    ours, base = (bad, good) if stage1_is_worse else (good, bad)
-    run, other = tmp_path / "run", tmp_path / "base"
-    for folder in (run / "stage1", other):
-        folder.mkdir(parents=True)
-    training = {"settings": {"base": "base", "task": "caption"}, "trainable_parameters": 1}
-    (run / "stage1" / "run.json").write_text(json.dumps(training))
-    _score(run, [replace(item, adapter="stage1@0123") for item in ours])
-    _score(other, [replace(item, adapter="") for item in base])
-
-    alone = _found(run)["below_its_base"]
-    assert alone.level == "caution"
-    assert alone.command.startswith("pefomed predict base ")
-    found = _found(run, other / "results.json")["below_its_base"]
-    assert found.level == level
-    assert found.title.startswith("The model after stage 1 alone")
-    assert ("pefomed stage2" in found.command) == stage1_is_worse
+    missing = [f for f in report.findings if f.name == "missing"]
+    told = " ".join(finding.command for finding in missing)
+    assert [f"--control {name}" in told for name in ("blank", "shuffle", "mirror")] == [
+        not control,
+        not control,
+        False,
+    ]
 
 
 def test_predictions_that_changed_since_they_were_scored_are_named_and_not_used(tmp_path: Path) -> None:
-    items = _predictions(12)
-    _score(tmp_path, items)
+    items = page_predictions(12)
+    score_into(tmp_path, items)
     write_records(tmp_path / "predictions.jsonl", items[::-1])
     report = write_report([tmp_path], tmp_path / "page.html")
     assert [f.title for f in report.findings if f.name == "changed_file"] == [
@@ -380,7 +189,7 @@ def test_the_worst_and_the_most_disputed_answers_come_first(whole_run: Path) -> 
 def test_texts_and_images_are_shown_only_when_asked_for_and_never_of_credentialed_data(
     tmp_path: Path, whole_run: Path, show_text: bool, credentialed: bool
 ) -> None:
-    _score(tmp_path, [replace(item, credentialed=credentialed) for item in _predictions()])
+    score_into(tmp_path, [replace(item, credentialed=credentialed) for item in page_predictions()])
     samples = whole_run / "data" / "test.jsonl" if show_text else None
     write_report([tmp_path], tmp_path / "page.html", samples=samples, show_text=show_text)
     made = [(tmp_path / f"page{end}").read_text(encoding="utf-8") for end in (".html", ".md", ".json")]
@@ -391,7 +200,7 @@ def test_texts_and_images_are_shown_only_when_asked_for_and_never_of_credentiale
 
 
 def test_markup_in_answers_stays_text(tmp_path: Path) -> None:
-    _score(tmp_path, [replace(item, prediction="<script>alert(1)</script>") for item in _predictions(12)])
+    score_into(tmp_path, [replace(item, prediction="<script>alert(1)</script>") for item in page_predictions(12)])
     write_report([tmp_path], tmp_path / "page.html", show_text=True)
     page = Page.read(tmp_path / "page.html")
     assert not page.of("script")
@@ -414,11 +223,13 @@ def test_a_report_of_texts_shows_metrics_instead_of_answers(tmp_path: Path) -> N
         for at in range(12)
     ]
     write_records(tmp_path / "predictions.jsonl", items)
-    write_records(tmp_path / "blank.jsonl", [replace(i, prediction="A.", control="blank_image") for i in items])
+    for name in ("blank", "shuffle"):
+        said = [replace(i, prediction="A.", control=CONTROLS[name]) for i in items]
+        write_records(tmp_path / f"{name}.jsonl", said)
     (tmp_path / "train.jsonl").write_text('{"report": "Nothing is seen."}\n{"report": "The heart is large."}\n')
     score(
         tmp_path / "predictions.jsonl",
-        controls={"blank_image": tmp_path / "blank.jsonl"},
+        controls={name: tmp_path / f"{name}.jsonl" for name in ("blank", "shuffle")},
         train_samples=tmp_path / "train.jsonl",
         out=tmp_path / "results.json",
     )
@@ -441,7 +252,7 @@ def test_the_json_is_typed_and_holds_fingerprints_findings_and_commands(whole_ru
     assert "stage2/run.json" in {record["name"] for record in stored["files"]}
     assert [from_stored(Finding, finding).level for finding in stored["findings"]].count("problem") == 0
     assert any(
-        command.startswith("pefomed score predictions.jsonl --control blank_image=") for command in stored["commands"]
+        command.startswith("pefomed score predictions.jsonl --control blank=") for command in stored["commands"]
     )
 
 
@@ -472,11 +283,22 @@ def test_stored_records_are_read_back_equal_and_wrong_ones_are_named(whole_run: 
 def test_a_named_file_that_cannot_be_used_is_told_and_nothing_is_written(
     tmp_path: Path, name: str, text: str | None, said: str
 ) -> None:
-    _score(tmp_path, _predictions(12))
+    score_into(tmp_path, page_predictions(12))
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(PeFoMedError, match=said):
         write_report([tmp_path / "results.json", tmp_path / name], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    score_into(tmp_path, page_predictions(12))
+    with pytest.raises(PeFoMedError, match="cannot be written"):
+        write_report([tmp_path], tmp_path / "train.jsonl" / "page.html")
+    stored = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    (tmp_path / "results.json").write_text(json.dumps({**stored, "sources": ["\ud800"]}), encoding="utf-8")
+    with pytest.raises(PeFoMedError, match="half a surrogate pair"):
+        write_report([tmp_path], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 
@@ -488,7 +310,7 @@ def test_a_folder_without_results_and_a_wrong_name_are_refused(tmp_path: Path) -
 
 
 def test_the_command_writes_the_page_into_the_run_and_tells_problems(tmp_path: Path) -> None:
-    _score(tmp_path, [_mix_up_sides(item) for item in _predictions()])
+    score_into(tmp_path, [mix_up_sides(item) for item in page_predictions()])
     for _ in range(2):  # the second time, the first report lies in the folder
         result = CliRunner().invoke(cli.app, ["report", str(tmp_path)])
         assert result.exit_code == 0, result.output

@@ -19,7 +19,7 @@ from pefomed_recipes.evaluation.scoring import score
 from pefomed_recipes.evaluation.tables import markdown_report
 from pefomed_recipes.evaluation.text_metrics import bleu
 from pefomed_recipes.evaluation.tokens import report_tokens
-from pefomed_recipes.records import Prediction, Sample, write_records
+from pefomed_recipes.records import CONTROLS, Prediction, Sample, write_records
 
 from .report_texts import report_pairs
 
@@ -182,16 +182,16 @@ def test_texts_are_scored_from_files_with_historic_numbers(tmp_path: Path, task:
     predictions, references = report_pairs()
     items = _predictions(predictions[:30], [each[0] for each in references[:30]], task)
     write_records(tmp_path / "predictions.jsonl", items)
-    write_records(
-        tmp_path / "blank.jsonl", [replace(item, prediction="No mass.", control="blank_image") for item in items]
-    )
+    for name in ("blank", "shuffle"):
+        said = [replace(item, prediction="No mass.", control=CONTROLS[name]) for item in items]
+        write_records(tmp_path / f"{name}.jsonl", said)
     for split, start in (("train", 30), ("validation", 90)):
         texts = [each[0] for each in references[start : start + 60]]
         write_records(tmp_path / f"{split}.jsonl", _samples(texts, task, split))
     paths = {split: tmp_path / f"{split}.jsonl" for split in ("train", "validation")}
     results = score(
         tmp_path / "predictions.jsonl",
-        controls={"blank_image": tmp_path / "blank.jsonl"},
+        controls={name: tmp_path / f"{name}.jsonl" for name in ("blank", "shuffle")},
         train_samples=paths["train"],
         validation_samples=paths["validation"],
         compat=["r2gen"],
@@ -199,8 +199,9 @@ def test_texts_are_scored_from_files_with_historic_numbers(tmp_path: Path, task:
     assert results.missing == []
     assert results.files["validation"].records == 60
     (protocol,) = results.historic
-    assert set(protocol.numbers[0].values) == {"model", "constant_text", "blank_image"}
+    assert set(protocol.numbers[0].values) == {"model", "constant_text", "blank_image", "shuffled_images"}
     page = markdown_report(results)
+    assert "scores best on 60 validation samples" in page
     assert "**BLEU-4 " in page and "| CIDEr-D, of 1,000 (COCO's CIDEr)" in page
     assert "Historic protocol `r2gen`" in page and "METEOR 1.5: n/a, java not found" in page
     with pytest.raises(ConfigError, match="compat 'coco' needs Java: java not found"):

@@ -15,13 +15,14 @@ from pefomed_recipes.errors import ConfigError, PeFoMedError
 from pefomed_recipes.evaluation.predictions import read_train_samples
 from pefomed_recipes.evaluation.results import Results, read_results
 from pefomed_recipes.evaluation.scoring import score
+from pefomed_recipes.evaluation.tables import headline
 from pefomed_recipes.records import Prediction, Sample, read_records, write_records
 
 
 def _score(run: Path, out: Path | None = None) -> Results:
     return score(
         run / "predictions.jsonl",
-        controls={"blank_image": run / "blank.jsonl"},
+        controls={"blank_image": run / "blank.jsonl", "shuffle": run / "shuffle.jsonl"},
         train_samples=run / "train.jsonl",
         out=out,
     )
@@ -72,8 +73,52 @@ def test_items_without_an_image_are_said_to_be_taken_as_independent(vqa_run: Pat
     assert "36 items name no image" in results.warnings[0]
 
 
-def test_scoring_a_control_says_so(vqa_run: Path) -> None:
-    assert "under the control blank_image" in score(vqa_run / "blank.jsonl").warnings[0]
+def test_answers_under_a_control_are_no_headline(vqa_run: Path) -> None:
+    results = score(vqa_run / "blank.jsonl", train_samples=vqa_run / "train.jsonl")
+    assert "made under the control blank_image" in results.missing[0]
+    assert "not shown" in headline(results) and "--control blank=FILE" in headline(results)
+
+
+def test_one_file_of_two_models_is_refused(vqa_run: Path) -> None:
+    _rewrite(vqa_run / "predictions.jsonl", model="base", adapter="mine@01")
+    with pytest.raises(PeFoMedError, match="the answers of 2 models are mixed, 'mine@01 on base' and 'tiny'"):
+        _score(vqa_run)
+
+
+def test_results_tell_data_answers_and_prompts_from_others(vqa_run: Path) -> None:
+    first = _score(vqa_run).fingerprints
+    assert (first.prompts, first.distinct_prompts) == ("", 0)
+    items = read_records(vqa_run / "predictions.jsonl", Prediction)
+    changed = [replace(item, prediction="x", prompt_sha256=item.instruction) for item in items]
+    write_records(vqa_run / "predictions.jsonl", changed[::-1])
+    second = _score(vqa_run, vqa_run / "results.json").fingerprints
+    assert second.data == first.data and second.predictions != first.predictions
+    assert len(second.prompts) == 64 and second.distinct_prompts == 3
+    assert read_results(vqa_run / "results.json").fingerprints == second
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+@pytest.mark.parametrize("role", ["train_samples", "validation_samples"])
+def test_baselines_are_never_chosen_on_the_scored_items(vqa_run: Path, role: str, with_ids: bool) -> None:
+    items = read_records(vqa_run / "predictions.jsonl", Prediction)
+    keys = ("id", "instruction", "answers") if with_ids else ("instruction", "answers")
+    rows = [{key: getattr(item, key) for key in keys} for item in items[: 20 if with_ids else 36]]
+    (vqa_run / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(PeFoMedError, match="test.jsonl: holds the scored items themselves"):
+        score(vqa_run / "predictions.jsonl", **{role: vqa_run / "test.jsonl"})  # type: ignore[arg-type]
+
+
+def test_half_a_surrogate_pair_is_told_with_its_line(vqa_run: Path) -> None:
+    _rewrite(vqa_run / "predictions.jsonl", organ="\ud83d")
+    with pytest.raises(PeFoMedError, match="predictions.jsonl, line 2: a text holds half a surrogate pair"):
+        _score(vqa_run, vqa_run / "results.json")
+
+
+@pytest.mark.parametrize("place", ["predictions.jsonl/results.json", "folder.json"])
+def test_an_out_that_cannot_be_written_is_one_sentence(vqa_run: Path, place: str) -> None:
+    (vqa_run / "folder.json").mkdir()
+    with pytest.raises(PeFoMedError, match="cannot be written"):
+        _score(vqa_run, vqa_run / place)
 
 
 def test_control_is_matched_by_id(vqa_run: Path) -> None:
@@ -105,7 +150,8 @@ def test_the_file_says_which_task_is_scored(
 
 def test_missing_controls_and_training_samples_are_said(vqa_run: Path) -> None:
     results = score(vqa_run / "predictions.jsonl")
-    assert [text.split(",")[0] for text in results.missing] == ["the answers to blank images", "the training samples"]
+    assert [text.split(" (")[0] for text in results.missing] == ["majority answer", "blank image", "shuffled images"]
+    assert [one.name for one in results.companions if one.is_there] == []
     assert _score(vqa_run).missing == []
 
 
@@ -294,7 +340,7 @@ def test_control_must_hold_the_same_items(vqa_run: Path) -> None:
     with pytest.raises(PeFoMedError, match="1 ids have another task, question or reference"):
         _score(vqa_run)
     path.write_text("".join(good), encoding="utf-8")
-    with pytest.raises(PeFoMedError, match="made under the control 'blank_image', not 'shuffle'"):
+    with pytest.raises(PeFoMedError, match="made under the control 'blank_image', not 'shuffled_images'"):
         score(vqa_run / "predictions.jsonl", controls={"shuffle": path})
 
 
@@ -335,6 +381,7 @@ def test_command_prints_the_table_and_writes_the_results(
         repo,
         run_python,
         *(vqa_run / "predictions.jsonl", "--control", f"blank_image={vqa_run / 'blank.jsonl'}"),
+        *("--control", f"shuffle={vqa_run / 'shuffle.jsonl'}"),
         *("--train", vqa_run / "train.jsonl", "--out", vqa_run / "results.json"),
     )
     assert process.returncode == 0, process.stderr
@@ -348,7 +395,8 @@ def test_command_prints_the_table_and_writes_the_results(
     ("options", "code", "message"),
     [
         (["--control", "blank_image"], 2, "expected NAME=PATH"),
-        (["--control", "a=missing.jsonl"], 1, "missing.jsonl: no such file"),
+        (["--control", "blank=missing.jsonl"], 1, "missing.jsonl: no such file"),
+        (["--control", "blnk=missing.jsonl"], 2, "unknown control 'blnk' (did you mean blank?)"),
         (["--out", "results.txt"], 2, "ends in .json"),
     ],
 )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,12 @@ import pytest
 from pefomed_recipes.evaluation.results import read_results
 from pefomed_recipes.evaluation.scoring import score
 from pefomed_recipes.evaluation.tables import headline, markdown_report
-from pefomed_recipes.records import Prediction, read_records, write_records
+from pefomed_recipes.records import CONTROLS
 
 
 def _page(run: Path) -> str:
-    results = score(
-        run / "predictions.jsonl", controls={"blank_image": run / "blank.jsonl"}, train_samples=run / "train.jsonl"
-    )
-    return markdown_report(results)
+    controls = {name: run / f"{name}.jsonl" for name in CONTROLS}
+    return markdown_report(score(run / "predictions.jsonl", controls=controls, train_samples=run / "train.jsonl"))
 
 
 def test_headline_has_interval_baseline_control_and_difference(vqa_run: Path) -> None:
@@ -35,7 +32,7 @@ def test_table_has_a_row_per_question_type_and_laterality_apart(vqa_run: Path) -
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in main.splitlines() if line.startswith("|")]
     assert cells[0] == [
         *("Question type", "Answers", "n", "Model", "95 % interval"),
-        *("Majority answer", "Blank image", "Unparsed"),
+        *("Majority answer", "Blank image", "Shuffled images", "Mirrored images", "Unparsed"),
     ]
     assert [row[:4] for row in cells[2:]] == [
         ["all", "all", "36", "75.0"],
@@ -57,7 +54,7 @@ def test_every_row_of_a_table_has_the_same_width(vqa_run: Path) -> None:
 
 
 def test_undefined_numbers_are_named_with_their_reason(vqa_run: Path) -> None:
-    for name in ("predictions.jsonl", "blank.jsonl"):
+    for name in ("predictions.jsonl", *(f"{name}.jsonl" for name in CONTROLS)):
         lines = (vqa_run / name).read_text(encoding="utf-8").splitlines(keepends=True)
         (vqa_run / name).write_text("".join(line for line in lines if "OPEN" in line), encoding="utf-8")
     page = _page(vqa_run)
@@ -66,29 +63,39 @@ def test_undefined_numbers_are_named_with_their_reason(vqa_run: Path) -> None:
     assert "- All right, rephrasings: n/a, no such questions about one image." in page
 
 
-@pytest.mark.parametrize("given", ["nothing", "train", "control", "another control"])
-def test_no_number_is_printed_without_its_baseline_and_blank_images(vqa_run: Path, given: str) -> None:
-    controls = {
-        "control": {"blank_image": vqa_run / "blank.jsonl"},
-        "another control": {"mirror": vqa_run / "m.jsonl"},
-    }
-    items = read_records(vqa_run / "blank.jsonl", Prediction)
-    write_records(vqa_run / "m.jsonl", [replace(item, control="mirror") for item in items])
-    train = vqa_run / "train.jsonl" if given in ("train", "another control") else None
-    results = score(vqa_run / "predictions.jsonl", controls=controls.get(given), train_samples=train)
+@pytest.mark.parametrize("given", ["", "train", "blank", "blank shuffle", "train blank", "train shuffle mirror"])
+def test_no_number_is_printed_without_its_baseline_blank_and_shuffled_images(vqa_run: Path, given: str) -> None:
+    controls = {name: vqa_run / f"{name}.jsonl" for name in given.split() if name != "train"}
+    train = vqa_run / "train.jsonl" if "train" in given else None
+    results = score(vqa_run / "predictions.jsonl", controls=controls, train_samples=train)
     page = markdown_report(results)
     assert headline(results).startswith("**Accuracy: not shown.** It says nothing without ")
-    assert ("--train FILE" in page) == (train is None)
-    assert ("--control blank_image=FILE" in page) == (given != "control")
+    assert ("--train FILE" in headline(results)) == (train is None)
+    for name in ("blank", "shuffle"):
+        command = f"pefomed predict tiny --data-root DATA --task vqa --control {name} --out predictions-"
+        assert (command in headline(results)) == (name not in given)
     assert "75.0" not in page and "27 of 36" not in page and "|" not in page
 
 
+def test_laterality_is_shown_beside_mirrored_images_only(vqa_run: Path) -> None:
+    controls = {name: vqa_run / f"{name}.jsonl" for name in ("blank", "shuffle")}
+    results = score(vqa_run / "predictions.jsonl", controls=controls, train_samples=vqa_run / "train.jsonl")
+    page = markdown_report(results)
+    assert "**Accuracy 75.0 %**" in page and "left or right" not in page.replace("by left or right", "")
+    assert "Not shown: sides say nothing without mirrored images" in page and "--control mirror --out" in page
+
+
+def test_the_page_says_which_baselines_and_controls_are_there(vqa_run: Path) -> None:
+    page = _page(vqa_run)
+    assert "- Majority answer (the most frequent training answer to the same question" in page
+    assert (
+        "- Shuffled images (another study's images: whether it looks at the image that is asked about, needed" in page
+    )
+    assert page.count(": is there.") == 4
+
+
 def test_every_control_has_its_column(vqa_run: Path) -> None:
-    items = read_records(vqa_run / "blank.jsonl", Prediction)
-    for name in ("shuffled_images", "mirrored_images"):
-        write_records(vqa_run / f"{name}.jsonl", [replace(item, control=name) for item in items])
-    controls = {name: vqa_run / f"{name}.jsonl" for name in ("shuffled_images", "mirrored_images")}
-    controls["blank_image"] = vqa_run / "blank.jsonl"
+    controls = {CONTROLS[name]: vqa_run / f"{name}.jsonl" for name in ("shuffle", "mirror", "blank")}
     results = score(vqa_run / "predictions.jsonl", controls=controls, train_samples=vqa_run / "train.jsonl")
     assert "| Majority answer | Shuffled images | Mirrored images | Blank image |" in markdown_report(results)
     assert "Mirrored images 33.3 %: difference +41.7" in headline(results)
@@ -97,7 +104,7 @@ def test_every_control_has_its_column(vqa_run: Path) -> None:
 def test_historic_numbers_stand_apart_with_their_quirks(vqa_run: Path) -> None:
     results = score(
         vqa_run / "predictions.jsonl",
-        controls={"blank_image": vqa_run / "blank.jsonl"},
+        controls={name: vqa_run / f"{name}.jsonl" for name in ("blank", "shuffle")},
         train_samples=vqa_run / "train.jsonl",
         compat=["pefomed", "llava-med"],
         out=vqa_run / "results.json",
@@ -107,5 +114,5 @@ def test_historic_numbers_stand_apart_with_their_quirks(vqa_run: Path) -> None:
     assert "apex ray" in historic and "apex ray" not in ours
     assert "## Historic protocol `llava-med`" in historic
     [overall] = [line for line in historic.splitlines() if line.startswith("| overall ")]
-    assert [cell.strip() for cell in overall.split("|")[2:-1]] == ["36", "75.00", "66.67", "33.33"]
+    assert [cell.strip() for cell in overall.split("|")[2:-1]] == ["36", "75.00", "66.67", "33.33", "33.33"]
     assert read_results(vqa_run / "results.json").historic == results.historic

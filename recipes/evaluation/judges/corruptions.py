@@ -19,6 +19,10 @@ PADDING = (
     "The images are of diagnostic quality.",
     "Thank you for the referral.",
 )
+_FINDINGS = (
+    *("effusion", "fracture", "nodule", "cyst", "mass"),
+    *("calcification", "abscess", "haematoma", "stone", "scar"),
+)
 _NEGATIONS = re.compile(r"\b(?:no evidence of|negative for|free of|without|never|not|no)\b\s*", re.IGNORECASE)
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.;!?])\s+")
@@ -63,6 +67,19 @@ def other_side(answer: Answer) -> Answer | None:
     other = {"left": "right", "right": "left"}
     turned = _SIDES.sub(lambda match: other[match[0].lower()], text)
     return replace(answer, candidate=turned, control="other_side")
+
+
+def spare_answers(task: str) -> list[Answer]:
+    """Return references of our own that name a side or state something, for data that has too few such: 20 of each."""
+    found = [(finding, side) for finding in _FINDINGS for side in ("left", "right")]
+    if task != "vqa":
+        texts = [
+            f"There is a small {finding} on the {side}. The other side is unremarkable." for finding, side in found
+        ]
+        return [Answer(f"gate:{text}", "gate", task, "", (text,), "") for text in texts]
+    asked = [(f"On which side is the {finding}?", side) for finding, side in found]
+    asked += [(f"Is there a {finding}?", said) for finding in _FINDINGS for said in YES_NO]
+    return [Answer(f"gate:{question} {said}", "gate", task, question, (said,), "") for question, said in asked]
 
 
 def shuffled(answers: Sequence[Answer], seed: int = 0) -> list[Answer]:

@@ -7,22 +7,21 @@ Right answers, wrong ones and harmless changes are made of the references themse
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from .corruptions import empty, identity, negated, other_side, padded, shuffled
+from .corruptions import empty, identity, negated, other_side, padded, shuffled, spare_answers
 from .judging import UNREAD_LIMIT, Ask, Judge, Outcome
 from .rubrics import Answer, Rubric
 
 GATE_ITEMS = 40
-MIN_ITEMS = 5  # of a change, to say anything about it
+MIN_ITEMS = 20  # of every check: with fewer it says nothing, and the judge is not believed
 MIN_AUC = 0.95
 MAX_SHIFT = 0.25 / 4  # share of the scale: a quarter of a point of 0..4
 RESAMPLES, SEED = 2000, 0
-REQUIRED = ("identity over shuffled", "empty")  # measured, or the judge is not believed
 MUST_LOWER = ("empty", "negated", "other_side")
 MUST_NOT_MOVE = ("padded", "candidate_first", "levels_reversed")
 
@@ -34,8 +33,8 @@ class GateCheck:
     """One thing that a judge must do.
 
     `value` is the area under the curve (0..1, 0.5 is chance), a mean drop or shift in points of the scale, or the
-    share of unread replies; `low`..`high` its 95 % interval over items where it has one. `passed` is null where there
-    were too few items to say.
+    share of unread replies; `low`..`high` its 95 % interval over items where it has one. `passed` is null where fewer
+    than 20 items (`MIN_ITEMS`) have the scores it needs: it was not measured.
     """
 
     name: str
@@ -50,7 +49,7 @@ class GateCheck:
 
 @dataclass(frozen=True)
 class Gate:
-    """Whether a judge is believed. It is, when it separates right from wrong and no check fails."""
+    """Whether a judge is believed. It is, when every check was measured and passed."""
 
     passed: bool
     items: int
@@ -59,23 +58,58 @@ class Gate:
     @property
     def failures(self) -> list[str]:
         """What stands against the judge, in words."""
-        return [f"{check.name} ({check.kind})" for check in self.checks if check.passed is False] + [
-            f"{check.name} (too few items)" for check in self.checks if check.passed is None and check.name in REQUIRED
+        return [f"{check.name} ({check.kind})" for check in self.checks if check.passed is False] + self.not_measured
+
+    @property
+    def not_measured(self) -> list[str]:
+        """The checks that had too few items, in words."""
+        return [
+            f"{check.name} (not measured: {check.items} of {MIN_ITEMS} items)"
+            for check in self.checks
+            if check.passed is None
         ]
+
+    @property
+    def verdict(self) -> str:
+        """Why the judge is not believed, "" where it is."""
+        failed = [failure for failure in self.failures if failure not in self.not_measured]
+        parts = [f"gate failed: {', '.join(failed)}"] if failed else []
+        missing = [
+            f"{check.name} ({check.items} of {MIN_ITEMS} items)" for check in self.checks if check.passed is None
+        ]
+        return "; ".join(parts + ([f"gate not measured: {', '.join(missing)}"] if missing else []))
 
 
 def gate_asks(answers: Sequence[Answer], *, items: int = GATE_ITEMS, seed: int = SEED) -> list[Ask]:
     """Return what a judge is asked at the gate, about `items` answers that the seed draws.
 
+    Where too few of their references can be negated or name a side, further ones stand in, and then texts of our own.
+
     Source: the controls are those that judges of radiology reports and of chats were shown to fail.
     """
     usable = sorted((a for a in answers if a.references[0].strip()), key=lambda a: (a.item_id, a.system))
     first = {answer.item_id: answer for answer in usable}  # one of each item, whichever system
-    drawn = random.Random(seed).sample(list(first.values()), min(items, len(first)))
-    changed = [change(answer) for answer in drawn for change in (identity, empty, padded, negated, other_side)]
-    asks = [Ask(answer) for answer in [*changed, *shuffled(drawn, seed)] if answer is not None]
+    order = random.Random(seed).sample(list(first.values()), len(first))
+    drawn, more = order[:items], order[items:] + (spare_answers(usable[0].task) if usable else [])
+    changed = [change(answer) for answer in drawn for change in (identity, empty, padded)] + shuffled(drawn, seed)
+    for turn in (negated, other_side):
+        changed += _turned(turn, drawn, more)
+    asks = [Ask(answer) for answer in dict.fromkeys(changed)]
     real = [answer for answer in drawn if answer.candidate.strip()]
     return asks + [Ask(answer, form) for answer in real for form in ("plain", "candidate_first", "levels_reversed")]
+
+
+def _turned(turn: Callable[[Answer], Answer | None], drawn: Sequence[Answer], more: Sequence[Answer]) -> list[Answer]:
+    """Return the turned answers of `drawn`, and of as many of `more` as are needed, with the references of those."""
+    found = [turned for answer in drawn if (turned := turn(answer)) is not None]
+    added: list[Answer] = []
+    for answer in more:
+        if len(found) + len(added) // 2 >= MIN_ITEMS:
+            break
+        turned = turn(answer)
+        if turned is not None:
+            added += [identity(answer), turned]
+    return found + added
 
 
 def pass_gate(judge: Judge, rubric: Rubric, answers: Sequence[Answer], *, items: int = GATE_ITEMS) -> Gate:
@@ -92,13 +126,19 @@ def evaluate_gate(asks: Sequence[Ask], outcomes: Sequence[Outcome], top: int) ->
             scores.setdefault(ask.answer.control or ask.form, {})[ask.answer.item_id] = outcome.score
     unread = sum(outcome.score is None for outcome in outcomes) / max(len(outcomes), 1)
     checks = [
-        GateCheck("replies", "readable", len(outcomes), unread, UNREAD_LIMIT, unread <= UNREAD_LIMIT),
+        GateCheck(
+            "replies",
+            "readable",
+            len(outcomes),
+            unread,
+            UNREAD_LIMIT,
+            unread <= UNREAD_LIMIT if len(outcomes) >= MIN_ITEMS else None,
+        ),
         _separation(scores),
         *(_drop(scores, name) for name in MUST_LOWER),
         *(_shift(scores, name, MAX_SHIFT * top) for name in MUST_NOT_MOVE),
     ]
-    measured = {check.name for check in checks if check.passed is not None}
-    passed = all(check.passed is not False for check in checks) and measured.issuperset(REQUIRED)
+    passed = all(check.passed is True for check in checks)
     return Gate(passed, len({ask.answer.item_id for ask in asks}), checks)
 
 
@@ -109,12 +149,12 @@ def area_under_curve(right: Sequence[float], wrong: Sequence[float]) -> float:
 
 
 def _separation(scores: Scores) -> GateCheck:
-    right, wrong = list(scores.get("identity", {}).values()), list(scores.get("shuffled", {}).values())
-    items = min(len(right), len(wrong))
-    if items < MIN_ITEMS:
-        return GateCheck(REQUIRED[0], "separates", items, None, MIN_AUC, None)
-    value = area_under_curve(right, wrong)
-    return GateCheck(REQUIRED[0], "separates", items, value, MIN_AUC, value >= MIN_AUC)
+    name, of_identity, of_shuffled = "identity over shuffled", scores.get("identity", {}), scores.get("shuffled", {})
+    both = [item for item in of_shuffled if item in of_identity]
+    if len(both) < MIN_ITEMS:
+        return GateCheck(name, "separates", len(both), None, MIN_AUC, None)
+    value = area_under_curve([of_identity[item] for item in both], [of_shuffled[item] for item in both])
+    return GateCheck(name, "separates", len(both), value, MIN_AUC, value >= MIN_AUC)
 
 
 def _drop(scores: Scores, name: str) -> GateCheck:

@@ -95,14 +95,14 @@ class ChatJudge:
     def outcomes(self, asks: Sequence[Ask], rubric: Rubric) -> list[Outcome]:
         """Ask what the ledger has no reply to, and read all replies strictly."""
         requests = [self.request(ask, rubric) for ask in asks]
-        new = {request.key(self.endpoint.model): request for request in requests}
+        new = {request.key(self.endpoint): request for request in requests}
         new = {key: request for key, request in new.items() if key not in self.ledger}
         left = None if self.max_cost is None else max(self.max_cost - sum(self.spent), 0.0)
         failures = ask_all(requests, self.endpoint, self.ledger, max_cost=left)
         self.spent += [cost_of(self.endpoint, new[key], self.ledger[key]) for key in new if key not in failures]
         found = []
         for request in requests:
-            key = request.key(self.endpoint.model)
+            key = request.key(self.endpoint)
             if key in failures:
                 found.append(Outcome(None, failures[key], failed=True))
                 continue
@@ -232,7 +232,8 @@ def answer_asks(answers: Sequence[Answer], samples: int) -> list[Ask]:
 def judge_answers(
     judge: Judge, rubric: Rubric, answers: Sequence[Answer], *, samples: int, run: str
 ) -> tuple[list[Verdict], Judgement]:
-    """Ask for `samples` verdicts on each answer.
+    """Ask for `samples` verdicts on each answer. Requests without a reply have verdicts without a score, so that
+    whoever reads the file counts them.
 
     Args:
         run: the time at which this run began, in ISO 8601 UTC.
@@ -250,12 +251,11 @@ def judge_answers(
             score=outcome.score,
             sample=ask.sample,
             run=run,
-            reason=outcome.reason,
+            reason=f"no reply: {outcome.reason}" if outcome.failed else outcome.reason,
             reply=outcome.reply,
             judge_reported=outcome.reported,
         )
         for ask, outcome in zip(asks, outcomes, strict=True)
-        if not outcome.failed
     ]
     return verdicts, summarize(judge.name, rubric, len(answers), samples, outcomes)
 

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a judge is asked: rubrics as files, and the messages that put an answer before it.
 
-A rubric's file and the levels of its scale are fingerprinted together: scores under another wording are other scores.
+A rubric's file, its scale and the layout of the messages are fingerprinted: scores under other words are other scores.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from ...errors import ConfigError, did_you_mean
+from ...ledger import fingerprint
 from ...records import RUBRICS
 
 # Candidate first turns the two texts round, reversed turns the list of levels; both must leave a good judge unmoved.
@@ -34,8 +34,9 @@ class Rubric:
 
     @property
     def sha256(self) -> str:
-        """The fingerprint of wording and scale."""
-        return hashlib.sha256("\n".join([self.wording, *self.levels]).encode()).hexdigest()
+        """The fingerprint of all that is put before a judge but the data: wording, scale, layout and form of reply."""
+        blank = Answer("", "", "vqa", "", ("", ""), "")
+        return fingerprint({"chats": [messages(self, blank, form) for form in FORMS], "reply": self.reply_format()})
 
     def instructions(self, *, levels_reversed: bool = False) -> str:
         """Return the text that comes before the data, with the levels from the top down, or from 0 up."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...chat_api import Endpoint, Estimate, estimate, is_in_house
 from ...errors import ConfigError, PeFoMedError
-from ...ledger import Ledger
+from ...ledger import Ledger, refuse_unwritable
 from ...records import Prediction, Verdict, write_records
 from ...staging import whole_file
 from ..coefficients import Draws
@@ -28,8 +28,6 @@ from .judging import (
     ChatJudge,
     Judge,
     Judgement,
-    LocalJudge,
-    LocalModel,
     answer_asks,
     answers_of,
     judge_answers,
@@ -57,9 +55,23 @@ class JudgeReport:
     @property
     def warnings(self) -> list[str]:
         """What a reader must know, the gravest first."""
-        failed = [f"{NOT_TRUSTWORTHY}: the judge failed at the gate: {', '.join(self.gate.failures)}"]
+        failed = [f"{NOT_TRUSTWORTHY} ({self.gate.verdict})"]
         drift = [self.drift.warning] if self.drift.warning else []
         return (failed if not self.trustworthy else []) + drift + self.judgement.warnings
+
+
+def check_options(out: Path, url: str, local: str) -> None:
+    """Refuse what cannot end well before a model is loaded or a request is made.
+
+    Raises:
+        ConfigError: `out` does not end in `.jsonl` or cannot be written, or two judges are named.
+    """
+    if local and url:
+        raise ConfigError("found --local and --url; expected one judge")
+    if out.suffix != ".jsonl":
+        raise ConfigError(f"--out: found {out}, expected a name that ends in .jsonl; the report goes beside it")
+    for path in (out, out.with_suffix(".json"), out.with_suffix(".md")):
+        refuse_unwritable(path)
 
 
 def read_answers(paths: Sequence[str | os.PathLike[str]]) -> list[Prediction]:
@@ -98,17 +110,6 @@ def chat_judge(
     return ChatJudge(endpoint, ledger, max_cost, temperature)
 
 
-def local_judge(url: str, model: LocalModel, how: str) -> LocalJudge:
-    """Return a judge on this machine.
-
-    Raises:
-        ConfigError: an endpoint is named as well.
-    """
-    if url:
-        raise ConfigError("found --local and --url; expected one judge")
-    return LocalJudge(model, decides=how == "decision")
-
-
 def expected_cost(
     judge: ChatJudge, rubric: Rubric, predictions: Sequence[Prediction], *, samples: int, gate_items: int
 ) -> Estimate:
@@ -138,19 +139,18 @@ def run_judge(
         dry_run: only say on stderr what it would cost, and return nothing.
 
     Raises:
-        ConfigError: `out` does not end in `.jsonl`.
+        ConfigError: `out` does not end in `.jsonl`, or cannot be written.
         PeFoMedError: it would cost more than the judge may spend.
     """
     out = Path(out)
-    if out.suffix != ".jsonl":
-        raise ConfigError(f"--out: found {out}, expected a name that ends in .jsonl; the report goes beside it")
+    check_options(out, "", "")
     run = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     answers = answers_of(predictions)
     if isinstance(judge, ChatJudge):
         cost = expected_cost(judge, rubric, predictions, samples=samples, gate_items=gate_items)
         print(cost, file=sys.stderr)
         if judge.max_cost is not None and cost.cost > judge.max_cost:
-            raise PeFoMedError(f"nothing was asked: the cost is above --max-cost {judge.max_cost:,.2f}")
+            raise PeFoMedError(f"nothing was asked: the cost is above --max-cost {judge.max_cost:g}")
     if dry_run:
         return None
     gate = pass_gate(judge, rubric, answers, items=gate_items)
@@ -193,22 +193,31 @@ def as_markdown(report: JudgeReport) -> str:
     lines = [f"# {report.judge}, rubric {report.rubric}", ""]
     lines += [f"**{warning}**\n" for warning in report.warnings]
     mark = "" if report.trustworthy else f" ({NOT_TRUSTWORTHY})"
-    lines += [f"| system | WASM{mark} | 95 % interval | % of the top | answers | without a score |"]
-    lines += ["| --- | --: | --: | --: | --: | --: |"]
+    lines += [f"| system | WASM{mark} | 95 % interval | % of the top | answers | without a score | bounds |"]
+    lines += ["| --- | --: | --: | --: | --: | --: | --: |"]
     for row in report.wasm:
         if row.slice == "overall":
             low_high = "" if row.wasm.low is None else f"{row.wasm.low:.2f} to {row.wasm.high:.2f}"
             percent = "" if row.percent is None else f"{row.percent:.1f}"
             value = row.wasm.reason if row.wasm.value is None else f"{row.wasm.value:.2f}"
-            lines.append(f"| {row.system} | {value} | {low_high} | {percent} | {row.answers:,} | {row.unrated:,} |")
+            bounds = f"0.00 to {judgement.top:.2f}" if row.unrated else "-"
+            if row.unrated and row.lowest is not None and row.highest is not None:
+                bounds = f"{row.lowest:.2f} to {row.highest:.2f}"
+            counts = f"{row.answers:,} | {row.unrated:,}"
+            lines.append(f"| {row.system} | {value} | {low_high} | {percent} | {counts} | {bounds} |")
     lines += ["", f"WASM is the mean score, 0 to {judgement.top}, over answers of the median of their samples.", ""]
+    lines += [
+        f"Bounds: what it would be if all answers without a score had 0, or {judgement.top}; their replies could not "
+        "be read, tie, or never came.",
+        "",
+    ]
     lines += [
         "## Gate",
         "",
         "| check | must | items | value | limit | passed |",
         "| --- | --- | --: | --: | --: | --- |",
     ]
-    words = {True: "yes", False: "**no**", None: "too few items"}
+    words = {True: "yes", False: "**no**", None: "**not measured**"}
     for check in report.gate.checks:
         shown = "" if check.value is None else f"{check.value:.3f}"
         lines.append(
@@ -221,11 +230,6 @@ def as_markdown(report: JudgeReport) -> str:
         f"{judgement.unread:,} replies that could not be read, {judgement.failed:,} requests without a reply."
     )
     lines += [f"- {reason}: {count:,}" for reason, count in sorted(judgement.reasons.items())]
-    if judgement.lowest is not None and judgement.highest is not None:
-        lines.append(
-            f"If all answers without a score had 0, the mean would be {judgement.lowest:.2f}; had they "
-            f"{judgement.top}, {judgement.highest:.2f}."
-        )
     if judgement.unanimous is not None and judgement.spread is not None:
         kappa = "not defined" if judgement.retest_kappa is None else f"{judgement.retest_kappa:.2f}"
         lines.append(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 
+from ..companions import BLANK, SHORT, SHUFFLED
 from ..results import Results
 from .inputs import ReportInputs, Training
 
@@ -53,7 +54,7 @@ class Commands:
 
     def control(self, name: str) -> str:
         """Return how the answers under a control are made."""
-        return self.predict("", f"--control {name}", out=f"predictions-{name}.jsonl")
+        return self.predict("", f"--control {SHORT[name]}", out=f"predictions-{name}.jsonl")
 
     def short_answers(self) -> str:
         """Return how answers are asked for in the wording that asks for few words."""
@@ -67,13 +68,11 @@ class Commands:
         """Return how the results were made of their files."""
         results = results or self.results
         parts = ["pefomed score", self.predictions]
-        for role in results.files:
-            if role.startswith("control "):
-                parts.append(f"--control {shlex.quote(role.removeprefix('control '))}={self._file(role)}")
+        given = [role.removeprefix("control ") for role in results.files if role.startswith("control ")]
+        for name in dict.fromkeys([*given, BLANK, SHUFFLED]):
+            parts.append(f"--control {SHORT[name]}={self._file(f'control {name}', f'predictions-{name}.jsonl')}")
         parts.append(f"--train {self._file('train', 'DATA/train.jsonl')}")
         parts += [f"--{role} {self._file(role)}" for role in ("validation", "slices") if role in results.files]
-        if not any(role.startswith("control ") for role in results.files):
-            parts.append("--control blank_image=predictions-blank_image.jsonl")
         parts += [f"--compat {protocol.name}" for protocol in results.historic]
         if results.calibration and results.calibration.threshold is not None:
             parts.append(f"--calibration {shlex.quote(self.adapter)}/calibration.json")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..companions import MIRRORED, SHORT
 from ..results import SMALL_SLICE, Results, Row
 from ..tables import METRIC_TITLES
 from .commands import Commands
@@ -22,7 +23,6 @@ UNPARSED = 0.05  # share of closed questions
 EMPTY = 0.02  # share of all answers
 WIDE = 0.10  # width of the headline's interval
 ECE = 0.10
-MIRRORED = "mirrored_images"
 
 
 def find_all(inputs: ReportInputs) -> list[Finding]:
@@ -46,12 +46,13 @@ def find_all(inputs: ReportInputs) -> list[Finding]:
 
 
 def _incomplete(inputs: ReportInputs, commands: Commands) -> Iterable[Finding]:
-    for missing in inputs.results.missing:
-        command = commands.control("blank_image") if "blank" in missing else commands.score()
-        what = "No blank image" if "blank" in missing else "No trivial baseline"
-        yield Finding(
-            "missing", "problem", f"{what}: no number is shown", f"It says nothing without {missing}.", command
-        )
+    lacking = inputs.results.lacks("headline")
+    for one in lacking:
+        evidence = f"It says nothing without {title_of(one.name).lower()} ({one.purpose})."
+        command = commands.control(one.name) if one.name in SHORT else commands.score()
+        yield Finding("missing", "problem", f"No {title_of(one.name).lower()}: no number is shown", evidence, command)
+    for missing in inputs.results.missing[: len(inputs.results.missing) - len(lacking)]:
+        yield Finding("missing", "problem", "No number is shown", f"It says nothing without {missing}.")
     for name in inputs.changed:
         yield Finding(
             "changed_file",
@@ -72,9 +73,6 @@ def _not_above_the_trivial(results: Results, commands: Commands) -> Iterable[Fin
         if name == MIRRORED:
             continue
         below = [row for row in parts if _includes_zero(row, name)]
-        command = commands.control("shuffled_images") if name == "blank_image" else commands.doctor()
-        if name == "blank_image" and "shuffled_images" in results.headline.controls:
-            command = commands.doctor()
         difference = results.headline.differences[name]
         other = {**results.headline.baselines, **results.headline.controls}[name]
         evidence = f"Model {percent(results.headline.score)}, {title_of(name).lower()} {percent(other)}"
@@ -89,11 +87,11 @@ def _not_above_the_trivial(results: Results, commands: Commands) -> Iterable[Fin
             title = f"Not shown to be better than: {title_of(name).lower()}"
             if name == "blank_image":
                 evidence += " The answers do not depend on the image in a way that helps."
-            yield Finding(f"not_above_{name}", "problem", title, evidence, command)
+            yield Finding(f"not_above_{name}", "problem", title, evidence, commands.doctor())
         elif below:
             of = "; ".join(f"{row.answer_type} questions {points(row.differences[name])} points" for row in below)
             title = f"In part not shown to be better than: {title_of(name).lower()}"
-            yield Finding(f"not_above_{name}", "caution", title, f"{evidence} But {of}.", command)
+            yield Finding(f"not_above_{name}", "caution", title, f"{evidence} But {of}.", commands.doctor())
         else:
             yield Finding(f"not_above_{name}", "clear", f"Better than: {title_of(name).lower()}", evidence)
 
@@ -176,6 +174,9 @@ def _sides_at_chance(results: Results, commands: Commands) -> Finding:
     mirrored = row.controls.get(MIRRORED)
     if mirrored and mirrored.value is not None:
         evidence += f" On mirrored images {percent(mirrored)}, where a model that sees sides falls far below chance."
+    if interval.low > 0.5 and results.lacks("laterality"):
+        evidence = "Not known without answers to mirrored images: a model that sees sides must change them."
+        return Finding(name, "caution", question, evidence, commands.control(MIRRORED))
     if interval.low > 0.5:
         return Finding(name, "clear", "Left and right are told apart", evidence)
     level: Level = "caution" if row.is_small else "problem"

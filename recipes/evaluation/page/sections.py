@@ -69,6 +69,10 @@ def row_tables(results: Results) -> list[RowTable]:
     marks = system_marks(results)
     found = []
     for title, rows in tables.items():
+        if rows[0].slice == "laterality" and (lacking := results.lacks("laterality")):
+            needs = "; ".join(f"{title_of(one.name).lower()} ({one.purpose})" for one in lacking)
+            found.append(RowTable(title, [], {}, False, f"Not shown: sides say nothing without {needs}."))
+            continue
         several = len({row.metric for row in rows}) > 1 or title == "Other metrics"
         there = {name: mark for name, mark in marks.items() if any(name in (*r.baselines, *r.controls) for r in rows)}
         found.append(RowTable(title, rows, there, several, _note(title, rows)))
