@@ -15,6 +15,7 @@ import datetime
 import email.utils
 import ipaddress
 import logging
+import math
 import random
 import socket
 import sys
@@ -66,6 +67,20 @@ class Endpoint:
     timeout_seconds: float = 120.0
     attempts: int = 6
 
+    def __post_init__(self) -> None:
+        """Refuse an address that holds a secret, without repeating it: addresses are stored and shown.
+
+        Raises:
+            ConfigError: the address names a user or password, has a query, or is none; "" stands for none yet.
+        """
+        if "@" in self.url or "?" in self.url or "#" in self.url:
+            raise ConfigError(
+                "the endpoint's address holds a user, a password or a query; expected https://HOST/v1 alone, and the "
+                "key in the environment variable named by --key-variable"
+            )
+        if self.url:
+            _host_of(self.url)
+
 
 @dataclass(frozen=True)
 class ChatRequest:
@@ -77,9 +92,11 @@ class ChatRequest:
     sample: int = 0
     response_format: dict[str, Any] | None = None
 
-    def key(self, model: str) -> str:
-        """Return the fingerprint under which its reply is kept; the model is named as it was asked for."""
-        return fingerprint({"backend": "chat", "model": model, **self.__dict__})
+    def key(self, endpoint: Endpoint) -> str:
+        """Return the fingerprint under which its reply is kept: of the request, of where it goes, and of the model as
+        it is asked for. Two endpoints that call their models alike share no replies."""
+        where = {"url": endpoint.url.rstrip("/"), "model": endpoint.model}
+        return fingerprint({"backend": "chat", **where, **self.__dict__})
 
     def input_tokens(self) -> int:
         """Estimate the tokens of the messages."""
@@ -103,15 +120,18 @@ class Estimate:
     cost: float
 
     def __str__(self) -> str:
+        cost = f"cost at most {self.cost:,.2f} at the prices given"
+        if self.new and not self.cost:
+            cost = "cost unknown without --input-price and --output-price"
         return (
             f"{self.new:,} requests ({self.kept:,} more are answered already), about {self.input_tokens:,} tokens in "
-            f"and at most {self.output_tokens:,} out, cost at most {self.cost:,.2f} at the prices given"
+            f"and at most {self.output_tokens:,} out, {cost}"
         )
 
 
 def estimate(requests: Iterable[ChatRequest], endpoint: Endpoint, ledger: Ledger) -> Estimate:
     """Return what [`ask_all`] would ask; nothing is sent."""
-    distinct = {request.key(endpoint.model): request for request in requests}
+    distinct = {request.key(endpoint): request for request in requests}
     new = [request for key, request in distinct.items() if key not in ledger]
     tokens_in, tokens_out = sum(r.input_tokens() for r in new), sum(r.max_tokens for r in new)
     return Estimate(len(distinct) - len(new), len(new), tokens_in, tokens_out, _cost(endpoint, tokens_in, tokens_out))
@@ -138,16 +158,20 @@ def ask_all(
 
     Raises:
         ConfigError: the cost is limited, and there are no prices.
-        PeFoMedError: the endpoint refuses every request, or the cost is above `max_cost`; replies that came are kept.
+        PeFoMedError: the endpoint refuses every request, the cost is above `max_cost`, or the ledger cannot be
+            written; replies that came are kept.
     """
     if max_cost is not None and not endpoint.input_price and not endpoint.output_price:
         raise ConfigError("found --max-cost without prices; expected --input-price and --output-price beside it")
-    distinct = {request.key(endpoint.model): request for request in requests}
+    distinct = {request.key(endpoint): request for request in requests}
     expected = estimate(distinct.values(), endpoint, ledger)
     if max_cost is not None and expected.cost > max_cost:
         raise PeFoMedError(f"nothing was asked: {expected}; the most that may be spent is {max_cost:,.2f}")
-    pending = {key: request for key, request in distinct.items() if key not in ledger}
-    return asyncio.run(_Run(endpoint, ledger, pending, max_cost, complete).go()) if pending else {}
+    if all(key in ledger for key in distinct):
+        return {}
+    with ledger.held():  # another run may have asked meanwhile: look again
+        pending = {key: request for key, request in distinct.items() if key not in ledger}
+        return asyncio.run(_Run(endpoint, ledger, pending, max_cost, complete).go()) if pending else {}
 
 
 class _Run:
@@ -279,15 +303,29 @@ def cost_of(endpoint: Endpoint, request: ChatRequest, reply: Reply) -> float:
     return _cost(endpoint, tokens_in, tokens_out)
 
 
+def refuse_broken_text(item: str, texts: Iterable[str]) -> None:
+    """Refuse texts that no UTF-8 can carry, before anything is asked.
+
+    Raises:
+        PeFoMedError: one holds half of a surrogate pair; the sentence names the item.
+    """
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise PeFoMedError(
+                f"item {item!a} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text and cannot be "
+                "sent; correct it in the file"
+            ) from None
+
+
 def is_in_house(url: str) -> bool:
     """Whether an endpoint is on this machine or in a private network: by all addresses of its host.
 
     Raises:
         ConfigError: the URL names no host, or one that has no address.
     """
-    host = urllib.parse.urlsplit(url).hostname
-    if not host or not url.startswith(("http://", "https://")):
-        raise ConfigError(f"found the endpoint {url!r}; expected an address such as https://HOST/v1")
+    host = _host_of(url)
     try:
         return ipaddress.ip_address(host).is_private
     except ValueError:
@@ -297,6 +335,17 @@ def is_in_house(url: str) -> bool:
     except OSError:
         raise ConfigError(f"{host}: no such host; check the endpoint's address") from None
     return all(ipaddress.ip_address(address).is_private for address in found)
+
+
+def _host_of(url: str) -> str:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, port = parts.hostname, parts.port  # a port that is none raises
+    except ValueError:
+        host, port = None, None
+    if not host or port == 0 or not url.startswith(("http://", "https://")):
+        raise ConfigError(f"found the endpoint {url!r}; expected an address such as https://HOST/v1")
+    return host
 
 
 @contextlib.asynccontextmanager
@@ -332,7 +381,7 @@ def _reply(key: str, output: Any, seconds: float, attempts: int) -> Reply:
         raise TypeError
     return Reply(
         key=key,
-        text=text or "",
+        text=(text or "").encode("utf-8", "replace").decode(),  # half of a character pair cannot be stored
         model=output.model or "",
         system_fingerprint=output.system_fingerprint or "",
         finish_reason=choice.finish_reason or "",
@@ -345,16 +394,17 @@ def _reply(key: str, output: Any, seconds: float, attempts: int) -> Reply:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Return the seconds that a server asks to wait, 0 where it does not say."""
+    """Return the seconds that a server asks to wait, 0 where it does not say; a date without a zone is in UTC."""
     value = headers.get("retry-after", "")
-    try:
-        return max(float(value), 0.0)
-    except ValueError:
-        pass
+    with contextlib.suppress(ValueError):
+        seconds = float(value)
+        return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
     try:
         until = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return 0.0
+    if until.tzinfo is None:
+        until = until.replace(tzinfo=datetime.UTC)
     return max((until - datetime.datetime.now(datetime.UTC)).total_seconds(), 0.0)
 
 

@@ -23,7 +23,7 @@ def judge(
     rubric: Annotated[str, typer.Option(help="paper-vqa, paper-report or pefomed-report; by default by task.")] = "",
     samples: Annotated[int, typer.Option(min=1, help="Verdicts on each answer.")] = 3,
     temperature: Annotated[float, typer.Option(min=0, help="Of the endpoint's sampling.")] = 0.0,
-    gate_items: Annotated[int, typer.Option(min=10, help="Items whose references make the gate's answers.")] = 40,
+    gate_items: Annotated[int, typer.Option(min=20, help="Items whose references make the gate's answers.")] = 40,
     ledger: options.LedgerFile = None,
     key_variable: options.KeyVariable = options.KEY_VARIABLE,
     concurrency: options.Concurrency = 8,
@@ -39,12 +39,13 @@ def judge(
         from pefomed_recipes.evaluation.judges import judging, rubrics, running
         from pefomed_recipes.ledger import Ledger
 
+        running.check_options(out, url, local)
         items = running.read_answers(predictions)
         chosen = rubrics.rubric_for(items[0].task, rubric)
         if local:
             from pefomed_recipes.inference.judge import LocalJudgeModel
 
-            who: judging.Judge = running.local_judge(url, LocalJudgeModel(local), how)
+            who: judging.Judge = judging.LocalJudge(LocalJudgeModel(local), decides=how == "decision")
         else:
             key = os.environ.get(key_variable, "")
             there = Endpoint(url, model, key, concurrency, per_minute, input_price, output_price)

@@ -7,16 +7,21 @@ is not stored.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import PeFoMedError
+from .errors import ConfigError, PeFoMedError
 from .records import append_records
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,10 @@ def read_appended(path: Path, record_type: type[Record], what: str) -> list[Reco
         PeFoMedError: another line is not such a record.
     """
     names = {f.name for f in fields(record_type)}  # type: ignore[arg-type]
-    content = path.read_bytes() if path.is_file() else b""
+    try:
+        content = path.read_bytes() if path.exists() and path != Path(os.devnull) else b""
+    except OSError as error:
+        raise PeFoMedError(f"{path}: cannot be read ({error.strerror}); name another file") from None
     lines = content.splitlines()
     records = []
     for number, line in enumerate(lines, start=1):
@@ -73,6 +81,25 @@ def read_appended(path: Path, record_type: type[Record], what: str) -> list[Reco
                 break
             raise PeFoMedError(f"{path}, line {number}: found no {what}") from None
     return records
+
+
+def refuse_unwritable(path: str | os.PathLike[str]) -> None:
+    """Make sure that a file can be written, before anything is paid for that would go there.
+
+    Raises:
+        ConfigError: its folder cannot be made or written to, or it is a folder.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(0, "is a folder")
+        if path.exists():
+            path.open("ab").close()
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another place") from None
 
 
 class Ledger:
@@ -87,6 +114,9 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.replies: dict[str, Reply] = {}
+        self._read()
+
+    def _read(self) -> None:
         for reply in read_appended(self.path, Reply, "reply of a model; this is no ledger, or it was edited"):
             self.replies.setdefault(reply.key, reply)
 
@@ -100,6 +130,41 @@ class Ledger:
         return self.replies[key]
 
     def add(self, reply: Reply) -> None:
-        """Keep a reply; it is on disk when this returns."""
-        append_records(self.path, [reply])
+        """Keep a reply; it is on disk when this returns.
+
+        Raises:
+            PeFoMedError: it cannot be written.
+        """
+        try:
+            append_records(self.path, [reply])
+        except OSError as error:
+            raise PeFoMedError(f"{self.path}: cannot be written ({error.strerror}); what it holds is kept") from None
         self.replies.setdefault(reply.key, reply)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs from asking for the same: wait until they are through, and read what they wrote.
+
+        Raises:
+            ConfigError: the ledger cannot be written.
+        """
+        import fcntl  # as `append_records`
+
+        refuse_unwritable(self.path)
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        while True:
+            with lock.open("w") as held:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    logger.info("waiting for another run that writes to %s", self.path)
+                    fcntl.flock(held, fcntl.LOCK_EX)
+                # The run that held it before has taken the file away: what is locked now is nobody else's.
+                if not lock.exists() or not os.path.samestat(os.fstat(held.fileno()), lock.stat()):
+                    continue
+                try:
+                    self._read()
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
+                return

@@ -22,16 +22,14 @@ def predict(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     task: Annotated[str, typer.Option(help="caption, vqa, report or refer.")] = "vqa",
     out: Annotated[Path, typer.Option(help="Where the predictions go.")] = Path("predictions.jsonl"),
-    control: Annotated[
-        str, typer.Option(help="Images changed on purpose: blank_image, shuffled_images or mirrored_images.")
-    ] = "",
+    control: Annotated[str, typer.Option(help="Images changed on purpose: blank, shuffle or mirror.")] = "",
     instruction: Annotated[
         Literal["plain", "short_answer"], typer.Option(help="plain or short_answer wording of questions.")
     ] = "short_answer",
-    limit: Annotated[int | None, typer.Option(help="Only the first samples.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first samples.")] = None,
     rows_per_batch: Annotated[int, typer.Option(help="Answers decoded together.")] = 64,
     feature_cache: Annotated[Path | None, typer.Option(help="A folder written by `pefomed features`.")] = None,
-    probabilities: Annotated[bool, typer.Option(help="Also p(yes) and sentences' support.")] = False,
+    probabilities: Annotated[bool, typer.Option(help="Also p(yes), and what of reports the image supports.")] = False,
     merge: Annotated[bool, typer.Option(help="Add the adapter to the base's weights first.")] = False,
     compile_step: Annotated[bool, typer.Option("--compile", help="Compile the decoding step, on a GPU.")] = False,
 ) -> None:

@@ -23,11 +23,11 @@ def predict_api(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     task: Annotated[str, typer.Option(help="caption, vqa, report or refer.")] = "vqa",
     out: Annotated[Path, typer.Option(help="Where the predictions go.")] = Path("predictions.jsonl"),
-    control: Annotated[str, typer.Option(help="blank_image, shuffled_images or mirrored_images.")] = "",
+    control: Annotated[str, typer.Option(help="Images changed on purpose: blank, shuffle or mirror.")] = "",
     instruction: Annotated[
         Literal["plain", "short_answer"], typer.Option(help="plain or short_answer wording of questions.")
     ] = "short_answer",
-    limit: Annotated[int | None, typer.Option(help="Only the first samples.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first samples.")] = None,
     longest_side: Annotated[int, typer.Option(min=32, help="Larger pictures are scaled down to it (px).")] = 1024,
     ledger: options.LedgerFile = None,
     key_variable: options.KeyVariable = options.KEY_VARIABLE,

@@ -33,6 +33,7 @@ def quickstart(
         from pefomed_recipes.evaluation.tables import markdown_report
         from pefomed_recipes.inference.generate import load_model
         from pefomed_recipes.inference.predicting import predict
+        from pefomed_recipes.records import CONTROLS
         from pefomed_recipes.training.embedded import quickstart_base, quickstart_phantoms
         from pefomed_recipes.training.stage0 import StageZeroSettings
         from pefomed_recipes.training.stages import STAGE1_DEFAULTS, STAGE2_DEFAULTS, main
@@ -48,11 +49,10 @@ def quickstart(
         shutil.copyfile(out / "stage2" / "loss.png", out / "loss.png")
 
         samples, loaded = load_samples("phantoms", data, "test", task), load_model(out / "stage2")
-        answers, blank = out / "predictions.jsonl", out / "predictions-blank_image.jsonl"
-        for control, path in (("", answers), ("blank_image", blank)):
+        answers, controls = out / "predictions.jsonl", {c: out / f"predictions-{c}.jsonl" for c in CONTROLS.values()}
+        for control, path in {"": answers, **controls}.items():
             predict(out / "stage2", samples, path, control=control, instruction="plain", model_and_processor=loaded)
-        controls, train = {"blank_image": blank}, data / "train.jsonl"
-        results = score(answers, controls=controls, train_samples=train, out=out / "results.json")
+        results = score(answers, controls=controls, train_samples=data / "train.jsonl", out=out / "results.json")
         print(markdown_report(results), end="")
 
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ..chat_api import ChatRequest, Endpoint, Messages, ask_all, estimate, is_in_house
+from ..chat_api import ChatRequest, Endpoint, Messages, ask_all, estimate, is_in_house, refuse_broken_text
 from ..data.images import burned_in_risk, load_image
 from ..data.instructions import VqaInstruction, render_instruction
 from ..errors import ConfigError, PeFoMedError
-from ..ledger import Ledger, Reply, fingerprint
+from ..ledger import Ledger, Reply, fingerprint, refuse_unwritable
 from ..records import Prediction, Sample, is_credentialed, read_records, write_records
-from .controls import BLANK, MIRRORED, SHUFFLED, check_control, images_of_others, mirrored
+from .controls import BLANK, MIRRORED, SHUFFLED, control_in_records, images_of_others, mirrored
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +82,16 @@ def predict_with_api(
             the cost is above `max_cost`; or `out` holds predictions of something else.
         ConfigError: an unknown control, or an endpoint without address or model.
     """
-    check_control(control)
+    control = control_in_records(control)
     if not endpoint.url or not endpoint.model:
         raise ConfigError("name the endpoint and its model: --api https://HOST/v1 --model NAME")
     if not samples:
         raise PeFoMedError("There is nothing to predict: found 0 samples.")
     if not is_in_house(endpoint.url):
         _refuse_to_send(samples, endpoint.url)
+    for sample in samples:
+        refuse_broken_text(sample.id, (sample.id, sample.instruction, *sample.answers))
+    refuse_unwritable(out)
     asked = [_messages(sample, instruction, longest_side) for sample in samples]
     who = {"control": control, "model": endpoint.model}
     owns = [{**who, "prompt_sha256": fingerprint({"messages": messages})} for messages in asked]
@@ -109,7 +112,7 @@ def predict_with_api(
         return None
     failures = ask_all(requests, endpoint, ledger, max_cost=max_cost, complete=pictures.put_in)
 
-    keys = [request.key(endpoint.model) for request in requests]
+    keys = [request.key(endpoint) for request in requests]
     answered = [
         Prediction.of(sample, ledger[key].text.strip(), **own)
         for sample, key, own in zip(samples, keys, owns, strict=True)

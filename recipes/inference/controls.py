@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageOps
 
 from ..errors import ConfigError, PeFoMedError, did_you_mean
-from ..records import Sample
+from ..records import CONTROLS, Sample
 
 if TYPE_CHECKING:  # asking an endpoint needs no model library
     from modeling_pefomed import PeFoMedProcessor
 
-BLANK, SHUFFLED, MIRRORED = "blank_image", "shuffled_images", "mirrored_images"
-CONTROLS = ("", BLANK, SHUFFLED, MIRRORED)
+BLANK, SHUFFLED, MIRRORED = CONTROLS.values()
 SEED = 0
 
 Paths = tuple[str, ...]
 
 
-def check_control(control: str) -> None:
-    """Check that a control is known.
+def control_in_records(control: str) -> str:
+    """Return the name that records keep of a control, given by that or by its short name; "" stays "".
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is unknown.
     """
-    if control not in CONTROLS:
-        expected = ", ".join(CONTROLS[1:])
-        raise ConfigError(f"unknown control {control!r}{did_you_mean(control, CONTROLS[1:])}; expected {expected}")
+    if control and control not in (*CONTROLS, *CONTROLS.values()):
+        hint = did_you_mean(control, (*CONTROLS, *CONTROLS.values()))
+        raise ConfigError(f"unknown control {control!r}{hint}; expected {', '.join(CONTROLS)}")
+    return CONTROLS.get(control, control)
 
 
 def blank_image(processor: PeFoMedProcessor) -> Image.Image:

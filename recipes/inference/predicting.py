@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +26,7 @@ from ..errors import PeFoMedError
 from ..models.feature_cache import FeatureCache
 from ..records import Prediction, Sample, read_records, write_records
 from .asking import Prompts, distinct_questions, read_requests
-from .controls import BLANK, MIRRORED, SHUFFLED, blank_image, check_control
+from .controls import BLANK, MIRRORED, SHUFFLED, blank_image, control_in_records
 from .generate import generate_answers
 from .loading import adapter_base, load_model, load_processor
 from .requests import Request
@@ -69,8 +72,8 @@ def predict(
 
     Args:
         folder: adapter or base model.
-        control: "" or one of `CONTROLS`: `blank_image` (every image replaced by a blank one), `shuffled_images` (by
-            another study's) or `mirrored_images` (left and right exchanged).
+        control: "", `blank` (every image replaced by a blank one), `shuffle` (by another study's) or `mirror` (left
+            and right exchanged); records keep the longer names of `CONTROLS`, which may be given too.
         instruction: wording of VQA questions.
         feature_cache: a folder that `pefomed features` wrote; no image is decoded then. Blank and mirrored images are
             encoded live.
@@ -81,13 +84,14 @@ def predict(
         model_and_processor: what `load_model(folder)` returned, when it is loaded already.
 
     Raises:
-        PeFoMedError: no samples, a missing or unreadable image, one that is not in the feature cache, or `out` holds
-            predictions of another model.
+        PeFoMedError: no samples, a missing or unreadable image, one that is not in the feature cache, or `out` cannot
+            be written or holds predictions of another model.
         ConfigError: an unknown control.
     """
-    check_control(control)
+    control = control_in_records(control)
     if not samples:
         raise PeFoMedError("There is nothing to predict: found 0 samples.")
+    _check_writable(out)
     model_name, adapter = model_identity(folder)
     who = {"control": control, "model": model_name, "adapter": adapter}
     processor = model_and_processor[1] if model_and_processor else load_processor(folder)
@@ -113,7 +117,6 @@ def predict(
     cached = None if control in (BLANK, MIRRORED) else feature_cache
     model = (model_and_processor or load_model(folder, merge=merge, without_tower=without_tower))[0]
     features = None if cached is None else FeatureCache.open(cached, model, processor.image_processor)
-    out.parent.mkdir(parents=True, exist_ok=True)
     p_yes: dict[str, float] = {}
     pictured: dict[str, Request] = {}  # reports on their way, whose sentences are scored when they are there
 
@@ -159,6 +162,22 @@ def _lacks_probabilities(prediction: Prediction) -> bool:
     if prediction.task in HAVE_SENTENCES:
         return prediction.sentence_support is None
     return prediction.p_yes is None and _is_yes_no(prediction)
+
+
+def _check_writable(out: Path) -> None:
+    """Check that a file can be written, before a model is loaded for it; the folders above it are made.
+
+    Raises:
+        PeFoMedError: it cannot.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise PeFoMedError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from None
 
 
 def _read_partial(path: Path) -> list[Prediction]:

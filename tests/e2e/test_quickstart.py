@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import modeling_pefomed  # noqa: F401  (registers the classes)
 from pefomed_recipes.devices import default_dtype
 from pefomed_recipes.inference.generate import Request, generate_answers, load_model
-from pefomed_recipes.records import Prediction, read_records
+from pefomed_recipes.records import CONTROLS, Prediction, read_records
 from pefomed_recipes.training.embedded import embedded_llm
 
 pytestmark = pytest.mark.e2e
@@ -146,7 +146,7 @@ def test_stdout_is_the_table_and_nothing_else(quickstart: Quickstart) -> None:
     assert "Traceback" not in quickstart.first.stderr
 
 
-def test_results_are_valid_and_stand_beside_baseline_and_control(quickstart: Quickstart) -> None:
+def test_results_are_valid_and_stand_beside_baseline_and_controls(quickstart: Quickstart) -> None:
     results = read_json(quickstart.folder / "results.json")
     predictions = read_records(quickstart.folder / "predictions.jsonl", Prediction)
     blank = read_records(quickstart.folder / "predictions-blank_image.jsonl", Prediction)
@@ -156,7 +156,8 @@ def test_results_are_valid_and_stand_beside_baseline_and_control(quickstart: Qui
     overall = results["rows"][0]
     assert overall["score"]["denominator"] == len(predictions)
     assert overall["baselines"]
-    assert set(overall["controls"]) == {"blank_image"}
+    assert set(overall["controls"]) == set(CONTROLS.values())
+    assert results["missing"] == []
     assert 0 <= overall["score"]["value"] <= 1
     lines = (quickstart.folder / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()
     asked = [row["id"] for row in map(json.loads, lines) if "question" in row]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from typer.testing import CliRunner
 
 from pefomed_recipes import chat_api, cli
 from pefomed_recipes.chat_api import Endpoint
@@ -356,3 +357,29 @@ def test_the_command_predicts_with_an_endpoint_and_never_prints_the_key(
         assert code == 1 and "--key-variable" in said and SECRET not in said and said.count("error:") == 1
     assert [p.prediction for p in read_records(tmp_path / "predictions.jsonl", Prediction)] == ["yes"] * 3
     assert (tmp_path / "predictions.ledger.jsonl").is_file() and not (tmp_path / "b.jsonl").exists()
+
+
+def test_half_a_character_in_a_question_is_refused_with_the_item(
+    predict: Predict, asked_samples: list[Sample]
+) -> None:
+    asked_samples[2] = replace(asked_samples[2], instruction="Is there \ud800?")
+    with stub_chat(says) as server:
+        with pytest.raises(PeFoMedError, match="item '2' holds half of a surrogate pair"):
+            predict(server, asked_samples)
+        assert not server.bodies
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_asked(
+    predict: Predict, asked_samples: list[Sample], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with stub_chat(says) as server:
+        with pytest.raises(ConfigError, match="cannot be written"):
+            predict(server, asked_samples, out="file/out.jsonl")
+        assert not server.bodies
+
+
+@pytest.mark.parametrize("limit", ["0", "-1"])
+def test_a_limit_is_one_or_more(limit: str, tmp_path: Path) -> None:
+    asked = ["predict-api", "--api", "http://127.0.0.1/v1", "--model", "m", "--data-root", str(tmp_path)]
+    assert CliRunner().invoke(cli.app, [*asked, "--limit", limit]).exit_code == 2

@@ -9,7 +9,7 @@ import pytest
 
 from pefomed_recipes.errors import PeFoMedError
 from pefomed_recipes.evaluation.judges import judging
-from pefomed_recipes.evaluation.judges.gate import pass_gate
+from pefomed_recipes.evaluation.judges.gate import evaluate_gate, gate_asks
 from pefomed_recipes.evaluation.judges.judging import Ask, LocalJudge, answers_of
 from pefomed_recipes.evaluation.judges.replies import read_score
 from pefomed_recipes.evaluation.judges.rubrics import load_rubric
@@ -32,15 +32,20 @@ def model() -> LocalJudgeModel:
 def answers():
     return answers_of(
         [
-            Prediction(f"i{n}", "vqa", f"What is seen in region {n}?", [finding], FINDINGS[n - 1], model="tiny")
-            for n, finding in enumerate(FINDINGS)
+            Prediction(
+                f"i{n}", "vqa", f"What is seen in region {n}?", [FINDINGS[n % 5]], FINDINGS[n % 4], model="tiny"
+            )
+            for n in range(20)
         ]
     )
 
 
 def test_a_language_model_of_135_million_parameters_fails_the_gate(model, answers) -> None:
-    gate = pass_gate(LocalJudge(model, decides=True), RUBRIC, answers)
-    assert not gate.passed and gate.failures
+    asks = [ask for ask in gate_asks(answers) if ask.answer.control in ("identity", "shuffled")]
+    asks = [ask for ask in asks if not ask.answer.item_id.startswith("gate:")]
+    gate = evaluate_gate(asks, LocalJudge(model, decides=True).outcomes(asks, RUBRIC), RUBRIC.top)
+    [separation] = [check for check in gate.checks if check.kind == "separates"]
+    assert separation.items == 20 and separation.passed is False and not gate.passed
 
 
 def test_a_chat_model_replies_in_words_that_are_read_strictly(model, answers, monkeypatch) -> None:

@@ -27,7 +27,7 @@ from pefomed_recipes.inference.generate import Request
 from pefomed_recipes.inference.predicting import model_identity, predict
 from pefomed_recipes.inference.scoring_text import answer_probabilities, sentence_support
 from pefomed_recipes.models.feature_building import build_features
-from pefomed_recipes.records import Prediction, Sample, read_records
+from pefomed_recipes.records import CONTROLS, Prediction, Sample, read_records
 
 pytestmark = pytest.mark.integration
 
@@ -264,9 +264,18 @@ def test_the_blank_image_control_takes_the_place_of_every_image(
 
 
 def test_an_unknown_control_is_refused(ask: Ask, samples: list[Sample], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown control 'blank_picture'.*expected blank_image, shuffled"):
+    with pytest.raises(ConfigError, match="unknown control 'blank_picture'.*expected blank, shuffle, mirror"):
         ask(samples, control="blank_picture")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("short", "kept"), CONTROLS.items())
+def test_a_control_has_a_short_name_and_records_keep_the_long_one(
+    ask: Ask, samples: list[Sample], tmp_path: Path, short: str, kept: str
+) -> None:
+    assert {p.control for p in ask(samples, out="short.jsonl", control=short)} == {kept}
+    ask(samples, out="long.jsonl", control=kept)
+    assert (tmp_path / "short.jsonl").read_bytes() == (tmp_path / "long.jsonl").read_bytes()
 
 
 def test_mirrored_images_have_left_and_right_exchanged(ask: Ask, samples: list[Sample], plainly: Plainly) -> None:
@@ -368,6 +377,18 @@ def test_no_samples_are_refused(ask: Ask, tmp_path: Path) -> None:
     with pytest.raises(PeFoMedError, match="found 0 samples"):
         ask([])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["a folder", "below a file"])
+def test_a_file_that_cannot_be_written_is_refused_before_a_model_is_loaded(
+    samples: list[Sample], tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    out = tmp_path if place == "a folder" else tmp_path / "file" / "predictions.jsonl"
+    with pytest.raises(PeFoMedError, match="cannot be written .*name another file with --out") as refused:
+        predict(tmp_path / "no model", samples, out)
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_image_that_cannot_be_decoded_is_named_and_no_prediction_file_appears(
