@@ -6,12 +6,13 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from modeling_pefomed import PeFoMedProcessor
 
@@ -40,6 +41,24 @@ class Beginning:
     images: tuple[Any, ...]
     ids: list[int]
     adapter: str | None = None
+
+
+class Filled(Exception):
+    """All layers have their keys and values."""
+
+
+class LastLayer(DynamicLayer):
+    """The last layer of a prefix, which ends the forward: what the layer would make of its keys and values is the
+    input of nothing."""
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep the keys and values.
+
+        Raises:
+            Filled: always.
+        """
+        super().update(*args, **kwargs)
+        raise Filled
 
 
 class PrefixMemory:
@@ -131,7 +150,9 @@ def _prefill_together(
     # Padded on the right, where no token looks; any id will do.
     ids = [one.ids + one.ids[:1] * (longest - len(one.ids)) for one in beginnings]
     cache = DynamicCache(config=model.config.get_text_config())
-    with context() as mixed:
+    with suppress(Filled), context() as mixed:
+        if not mixed:  # PEFT hands adapters' names over in hooks, which it takes away only after a whole forward
+            cache.layers[-1] = LastLayer()
         names = {"adapter_names": [one.adapter or model.active_adapter for one in beginnings]} if mixed else {}
         model(
             input_ids=torch.tensor(ids, device=model.device),
