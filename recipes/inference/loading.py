@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoProcessor
@@ -67,7 +68,7 @@ def load_model(
             refuse_method(adapter)
             if quantization != "none":
                 raise OSError("an adapter cannot be merged into 4-bit weights; leave out one of the two")
-        base = folder if adapter is None else adapter_base(adapter)
+        base = folder if adapter is None else located_base(adapter)
         model = load_base(base, dtype, quantization, without_tower=without_tower)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise PeFoMedError(f"{folder}: cannot load an adapter or a base model ({_first_line(error)})") from None
@@ -105,7 +106,7 @@ def load_adapters(
             adapters[name] = found
         configs = {name: PeftConfig.from_pretrained(folder) for name, folder in adapters.items()}
         check_methods(configs)
-        base = load_base(adapter_base(next(iter(adapters.values()))), dtype, quantization)
+        base = load_base(located_base(next(iter(adapters.values()))), dtype, quantization)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise PeFoMedError(f"{name}: cannot load the adapter or its base model ({_first_line(error)})") from None
     check_names(list(adapters), base)
@@ -137,6 +138,19 @@ def adapter_base(folder: str | Path) -> str:
     settings = Path(folder) / "adapter_config.json"
     named = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     return named.get("base_model_name_or_path") or ""
+
+
+def located_base(folder: Path) -> str:
+    """Return where an adapter's base lies: the folder or Hub id that it names, or the local copy of the commit there.
+
+    A commit that is named is fetched where it is not there: what is published later is another base.
+
+    Raises:
+        OSError: the commit is not there, or the Hub cannot be reached.
+    """
+    base = adapter_base(folder)
+    revision = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("revision")
+    return base if not revision or Path(base).is_dir() else snapshot_download(base, revision=revision)
 
 
 def _first_line(error: Exception) -> str:

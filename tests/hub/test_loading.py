@@ -7,14 +7,16 @@ examples run as the card prints them.
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from modeling_pefomed import PeFoMedForConditionalGeneration
 from pefomed_hub.reloading import fill_cache, logits_here, prompt_images
@@ -118,3 +120,33 @@ def test_the_examples_with_the_package_use_no_remote_code(
     for name in ("package", "peft"):
         found = load_file(tmp_path / f"{name}.safetensors")["logits"]
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_package_keeps_to_the_commit_of_the_base_that_the_adapter_names(
+    run_python: Callable[..., CompletedProcess[str]],
+    cached: dict[str, str],
+    exported: Path,
+    hub_base: Path,
+    expected: torch.Tensor,
+    tmp_path: Path,
+) -> None:
+    """Since then somebody has published another base there."""
+    repo = tmp_path / "hub" / "models--ada--lung-base"
+    later = repo / "snapshots" / ("c" * 40)
+    later.mkdir()
+    for file in hub_base.iterdir():
+        if file.is_file() and file.name != "model.safetensors":
+            (later / file.name).symlink_to(file.resolve())
+    other = {name: tensor * 1.5 for name, tensor in load_file(hub_base / "model.safetensors").items()}
+    save_file(other, later / "model.safetensors", {"format": "pt"})
+    (repo / "refs" / "main").write_text("c" * 40, encoding="ascii")
+    adapter = tmp_path / "adapter"
+    shutil.copytree(exported, adapter)
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    load = "from pefomed_recipes.inference.loading import load_model; model, processor = load_model('adapter')"
+    for revision, fits in ((BASE_COMMIT, True), (None, False)):
+        (adapter / "adapter_config.json").write_text(json.dumps(settings | {"revision": revision}), encoding="utf-8")
+        result = run_python("-c", f"{KEEP}\n{load}\nkeep('found')", env=cached)
+        assert (result.returncode == 0) == fits, result.stderr
+    found = load_file(tmp_path / "found.safetensors")["logits"]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -24,21 +24,23 @@ def judge_findings(inputs: ReportInputs, commands: Commands) -> Iterable[Finding
     """Yield what the checks of judges and raters say."""
     for report in inputs.judges:
         if not report.trustworthy:
-            evidence = f"It failed at: {'; '.join(report.gate.failures)}. Its scores are not to be quoted."
+            evidence = f"{capitalised(report.gate.verdict)}. Its scores are not to be quoted."
             title = f"The judge {report.judge} is not trustworthy"
             yield Finding("judge_gate", "problem", title, evidence, commands.judge("ANOTHER"))
         else:
-            passed = sum(check.passed is True for check in report.gate.checks)
-            untold = [check.name.replace("_", " ") for check in report.gate.checks if check.passed is None]
-            evidence = f"It passed {passed} of {len(report.gate.checks)} checks on {report.gate.items:,} items."
-            evidence += f" Too few items for: {', '.join(untold)}." if untold else ""
+            evidence = f"It passed all {len(report.gate.checks)} checks on {report.gate.items:,} items."
             yield Finding("judge_gate", "clear", f"The judge {report.judge} passed its gate", evidence)
         if report.drift.warning:
             evidence = capitalised(report.drift.warning) + "."
             yield Finding("judge_drift", "problem", f"The judge {report.judge} has drifted", evidence, commands.rate())
         for warning in report.judgement.warnings:
-            bounds = f"{_or_none(report.judgement.lowest)} and {_or_none(report.judgement.highest)}"
-            said = f"With all answers without a score at the bottom, and at the top, the mean would be {bounds}."
+            bounds = [
+                f"{_or_none(row.lowest)} and {_or_none(row.highest)} for {row.system}"
+                for row in report.wasm
+                if row.slice == "overall" and row.unrated
+            ]
+            said = "With all answers without a score at the bottom, and at the top, the mean would be "
+            said = f"{said}{'; '.join(bounds)}." if bounds else "Every answer has a score all the same."
             yield Finding("judge_replies", "caution", f"{report.judge}: {warning}", said)
     if inputs.results.task == "vqa" and not inputs.results.missing:
         yield from _exact_match_and_judges(inputs, commands)
