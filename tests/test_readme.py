@@ -66,6 +66,10 @@ def test_quoted_losses_costs_and_controls_are_those_of_the_result_files(repo: Pa
     cost = result_file(repo, "quickstart--cost.json")
     assert f"{cost['seconds']:.0f} s after the installation" in said
     assert f"at most {cost['peak_memory_mib']:,} MiB" in said
+    rows = result_file(repo, "quickstart--test.json")["rows"]
+    [sides] = [row for row in rows if row["slice"] == "laterality" and row["metric"] == "accuracy"]
+    assert f"Shuffled images get {percent(rows[0]['controls']['shuffled_images']['value'])} % of all" in said
+    assert f"mirrored ones {percent(sides['controls']['mirrored_images']['value'])} % of left or right" in said
     control = result_file(repo, "quickstart_random_tower--test.json")["rows"]
     assert f"{percent(control[0]['score']['value'])} % of all questions" in said
     [laterality] = [row for row in control if row["slice"] == "laterality"]
@@ -117,7 +121,7 @@ def test_readme_uses_only_options_and_configs_that_exist(repo: Path, readme: str
         assert (repo / "recipes" / "configs" / f"{name}.yaml").is_file(), name
     parameters = [*inspect.signature(predict).parameters, *inspect.signature(predict_api).parameters]
     known = {f"--{name.replace('_', '-')}" for name in parameters}
-    commands = re.findall(r"^pefomed predict .*$", readme, flags=re.MULTILINE)
+    commands = re.findall(r"^ *pefomed predict .*$", readme, flags=re.MULTILINE)
     assert len(commands) >= 2
     assert {option for command in commands for option in re.findall(r"--[a-z-]+", command)} <= known
 
