@@ -199,7 +199,9 @@ def test_a_killed_process_loses_no_rating_that_it_confirmed(open_study: Open, tm
     assert process.stdout is not None
     confirmed = [process.stdout.readline().strip() for _ in range(5)]
     process.send_signal(signal.SIGKILL)
-    confirmed += process.communicate(timeout=60)[0].split()
+    # Not `communicate`, which passes over what the reader has taken from the pipe already.
+    confirmed += [line.strip() for line in process.stdout if line.endswith("\n")]
+    process.wait(timeout=60)
     study = open_study()
     done = study.progress("R1").done
     assert list(study.rows["R1"])[: len(confirmed)] == confirmed
